@@ -1,0 +1,566 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""The plan: what a host should run, resolved from inventory and facts. Pure functions, no I/O, on the controller."""
+
+from __future__ import annotations
+
+import ipaddress
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
+    ERROR,
+    INFO,
+    Finding,
+    errors,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import (
+    Service,
+    parse_services,
+)
+
+# How long a stop may take beyond the drain: the engine frees its GPUs and its workers leave.
+STOP_MARGIN_SECONDS = 30
+WILDCARDS = ("", "0.0.0.0", "::", "*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fleet-wide choices behind a plan; paths are absolute and on the host."""
+
+    root: str
+    model_root: str
+    device: str = "auto"
+    allow_cpu: bool = False
+    runtime: str = "auto"
+    bind_address: str = "127.0.0.1"
+    address: str = ""
+    drain_seconds: int = 120
+    ready_timeout: int = 1800
+    default_args: t.Mapping[str, t.Any] = field(default_factory=dict)
+    default_environment: t.Mapping[str, t.Any] = field(default_factory=dict)
+    cpu_args: t.Mapping[str, t.Any] = field(default_factory=dict)
+    cpu_environment: t.Mapping[str, t.Any] = field(default_factory=dict)
+    engine_path: str = ""
+    engine_versions: t.Mapping[str, str] = field(default_factory=dict)
+    engine_managed: bool = True
+
+
+Facts = t.Mapping[str, t.Any]
+
+
+def make_plan(
+    raw_services: t.Any, settings: Settings, facts: Facts
+) -> dict[str, t.Any]:
+    """Resolve everything one host should run.
+
+    ``facts`` is what the module ``vllm_host_info`` returned. The result is plain data: ``device``, ``runtime``, ``engine``,
+    ``services``, ``artifacts`` and ``findings``. With an error among the findings nothing may be changed on the host.
+    """
+    services, findings = parse_services(raw_services)
+    device, found = choose_device(services, settings, facts)
+    findings += found
+    runtime, found = choose_runtime(settings, facts)
+    findings += found
+    engine = plan_engine(device, settings)
+    gpus: dict[str, list[dict[str, t.Any]]] = {}
+    if device == "cuda":
+        gpus, found = assign_gpus(services, facts.get("gpus") or [])
+        findings += found
+    findings += check_ports(services, settings, facts)
+    artifacts, found = plan_artifacts(services, settings)
+    findings += found
+    resolved = []
+    for service in services:
+        tensor_parallel, found = tensor_parallel_size(
+            service, len(gpus.get(service.name, [])), device
+        )
+        findings += found
+        resolved.append(
+            resolve_service(
+                service,
+                settings,
+                engine,
+                device,
+                gpus.get(service.name, []),
+                tensor_parallel,
+            )
+        )
+    return {
+        "device": device,
+        "runtime": runtime,
+        "root": settings.root,
+        "engine": engine,
+        "services": resolved,
+        "artifacts": artifacts,
+        "findings": [finding.as_dict() for finding in findings],
+        "errors": len(errors(findings)),
+    }
+
+
+def choose_device(
+    services: t.Sequence[Service], settings: Settings, facts: Facts
+) -> tuple[str, list[Finding]]:
+    """``cuda`` where the host has GPUs, ``cpu`` where it has none and the inventory allows it."""
+    cards = facts.get("gpus") or []
+    reason = str(facts.get("gpu_reason") or "no NVIDIA GPU was found")
+    if settings.device == "cuda" or (settings.device == "auto" and cards):
+        if cards:
+            return "cuda", []
+        return "cuda", [_no_gpu(reason)]
+    wanting = [service for service in services if service.gpus not in (None, 0)]
+    if settings.device == "auto" and wanting:
+        return "cuda", [
+            Finding(
+                "plan.no_gpu", ERROR, f"{reason}, but the service asks for GPUs", "the GPUs that gpus: names",
+                "put the service on a host with GPUs, or delete gpus: and set vllm_allow_cpu: true to run it on the CPU",
+                service.name,
+            )
+            for service in wanting
+        ]  # fmt: skip
+    if settings.device == "auto" and not settings.allow_cpu:
+        return "cuda", [_no_gpu(reason)]
+    return "cpu", _check_cpu(settings, facts, reason)
+
+
+def _no_gpu(reason: str) -> Finding:
+    remedy = "install the NVIDIA driver (nvidia-smi must list the cards), or set vllm_allow_cpu: true to run on the CPU"
+    return Finding("plan.no_gpu", ERROR, reason, "at least one NVIDIA GPU", remedy)
+
+
+def _check_cpu(settings: Settings, facts: Facts, reason: str) -> list[Finding]:
+    cpu = facts.get("cpu") or {}
+    if facts.get("machine") == "x86_64" and "avx2" not in (cpu.get("flags") or []):
+        seen = f"the CPU ({cpu.get('model') or 'unknown model'}) has no AVX2"
+        return [
+            Finding(
+                "plan.cpu_without_avx2",
+                ERROR,
+                seen,
+                "AVX2, which vLLM's CPU engine needs",
+                "use another host",
+            )
+        ]
+    allowed = "vllm_device: cpu" if settings.device == "cpu" else "vllm_allow_cpu: true"
+    seen = f"the CPU engine is used: {reason}"
+    return [
+        Finding(
+            "plan.cpu_engine",
+            INFO,
+            seen,
+            "a GPU for production",
+            f"nothing to do: {allowed} allows it",
+        )
+    ]
+
+
+def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]]:
+    """``systemd`` where it is the init system, ``supervisor`` elsewhere; an explicit choice is checked, not changed."""
+    has_systemd = facts.get("service_manager") == "systemd"
+    if settings.runtime == "auto":
+        return ("systemd" if has_systemd else "supervisor"), []
+    if settings.runtime == "systemd" and not has_systemd:
+        return "systemd", [
+            Finding(
+                "plan.no_systemd", ERROR, "systemd is not the init system of this host", "systemd as PID 1",
+                "set vllm_runtime: supervisor (or auto)",
+            )
+        ]  # fmt: skip
+    return settings.runtime, []
+
+
+def plan_engine(device: str, settings: Settings) -> dict[str, t.Any]:
+    """The engine's venv; one directory per flavour and version, so that an upgrade never writes into a running engine."""
+    version = str(settings.engine_versions.get(device, ""))
+    path = settings.engine_path or f"{settings.root}/engine/{device}-{version}"
+    return {
+        "flavor": device,
+        "version": version,
+        "path": path,
+        "executable": f"{path}/bin/vllm",
+        "managed": settings.engine_managed,
+    }
+
+
+def assign_gpus(
+    services: t.Sequence[Service], cards: t.Sequence[t.Mapping[str, t.Any]]
+) -> tuple[dict[str, list[dict[str, t.Any]]], list[Finding]]:
+    """Cards to services: named ones first, then counts from the lowest free index; no card twice."""
+    findings: list[Finding] = []
+    owner: dict[str, str] = {}
+    chosen: dict[str, list[dict[str, t.Any]]] = {}
+    named = [service for service in services if isinstance(service.gpus, tuple)]
+    counted = [service for service in services if not isinstance(service.gpus, tuple)]
+    for service in named:
+        chosen[service.name] = []
+        for wanted in t.cast("tuple[int | str, ...]", service.gpus):
+            card, finding = _find_card(wanted, cards, service.name)
+            if card is not None and card["uuid"] in owner:
+                finding = _shared(card, owner[card["uuid"]], service.name)
+            if finding or card is None:
+                findings += [finding] if finding else []
+                continue
+            owner[card["uuid"]] = service.name
+            chosen[service.name].append(_card(card))
+    for service in counted:
+        count = 1 if service.gpus is None else t.cast(int, service.gpus)
+        free = [
+            card for card in cards if card["uuid"] not in owner and not _has_mig(card)
+        ]
+        if count == 0:
+            findings.append(_cpu_beside_gpus(service.name))
+        elif len(free) < count:
+            findings.append(_too_few(service.name, count, free, cards, owner))
+        for card in free[:count]:
+            owner[card["uuid"]] = service.name
+        chosen[service.name] = [_card(card) for card in free[:count]]
+    return chosen, findings
+
+
+def _card(card: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    return {"index": card["index"], "uuid": card["uuid"], "name": card.get("name")}
+
+
+def _has_mig(card: t.Mapping[str, t.Any]) -> bool:
+    return bool((card.get("mig") or {}).get("mode_current") == "enabled")
+
+
+def _find_card(
+    wanted: int | str, cards: t.Sequence[t.Mapping[str, t.Any]], service: str
+) -> tuple[t.Mapping[str, t.Any] | None, Finding | None]:
+    for card in cards:
+        if wanted in (card["index"], card["uuid"]):
+            if _has_mig(card):
+                seen = f"GPU {wanted} is partitioned (MIG)"
+                return None, Finding(
+                    "plan.gpu_mig",
+                    ERROR,
+                    seen,
+                    "whole GPUs for the bare form",
+                    "name another GPU, or turn MIG off",
+                    service,
+                )
+            return card, None
+    present = ", ".join(f"{card['index']} ({card['uuid']})" for card in cards) or "none"
+    remedy = "correct gpus: (nvidia-smi -L lists the cards), or look for a card that fell off the bus"
+    return None, Finding(
+        "plan.gpu_missing",
+        ERROR,
+        f"GPU {wanted} is not on this host",
+        f"one of {present}",
+        remedy,
+        service,
+    )
+
+
+def _shared(card: t.Mapping[str, t.Any], owner: str, service: str) -> Finding:
+    seen = f"GPU {card['index']} ({card['uuid']}) is already the GPU of {owner}"
+    return Finding(
+        "plan.gpu_shared",
+        ERROR,
+        seen,
+        "one service per GPU",
+        "give one of the two another GPU",
+        service,
+    )
+
+
+def _too_few(
+    service: str,
+    count: int,
+    free: t.Sequence[t.Any],
+    cards: t.Sequence[t.Any],
+    owner: t.Mapping[str, str],
+) -> Finding:
+    held = ", ".join(
+        f"{card['index']} by {owner[card['uuid']]}"
+        for card in cards
+        if card["uuid"] in owner
+    )
+    seen = f"{len(free)} of {len(cards)} GPUs are free" + (
+        f" (held: {held})" if held else ""
+    )
+    remedy = "lower gpus:, or move a service to another host"
+    return Finding("plan.gpu_short", ERROR, seen, f"{count} free GPUs", remedy, service)
+
+
+def _cpu_beside_gpus(service: str) -> Finding:
+    remedy = "give the service a GPU, or put it on a host with vllm_device: cpu"
+    return Finding(
+        "plan.cpu_beside_gpus",
+        ERROR,
+        "gpus is 0 on a host with GPUs",
+        "one engine per host",
+        remedy,
+        service,
+    )
+
+
+def tensor_parallel_size(
+    service: Service, gpus: int, device: str
+) -> tuple[int, list[Finding]]:
+    """GPUs = tensor parallel x pipeline parallel x data parallel (vLLM's world size); tensor parallel follows if unset."""
+    if device == "cpu":
+        return service.tensor_parallel_size or 1, []
+    others = _count(service.args, "pipeline-parallel-size") * _count(
+        service.args, "data-parallel-size"
+    )
+    size = service.tensor_parallel_size or max(1, gpus // others)
+    if gpus and size * others != gpus:
+        seen = f"tensor parallel {size} x pipeline and data parallel {others} on {gpus} GPUs"
+        return size, [
+            Finding(
+                "plan.parallelism", ERROR, seen, "a product equal to the number of GPUs",
+                "correct tensor_parallel_size: or gpus:", service.name,
+            )
+        ]  # fmt: skip
+    return size, []
+
+
+def _count(arguments: t.Mapping[str, t.Any], name: str) -> int:
+    value = str(arguments.get(name, 1))
+    return max(1, int(value)) if value.isdigit() else 1
+
+
+def bind_address(service: Service, settings: Settings) -> str:
+    return service.bind_address or settings.bind_address
+
+
+def _clash(first: str, second: str) -> bool:
+    return first == second or first in WILDCARDS or second in WILDCARDS
+
+
+def check_ports(
+    services: t.Sequence[Service], settings: Settings, facts: Facts
+) -> list[Finding]:
+    """One service per address and port, and no port that something else on the host already listens on."""
+    findings: list[Finding] = []
+    for position, service in enumerate(services):
+        address = bind_address(service, settings)
+        for other in services[:position]:
+            if other.port == service.port and _clash(
+                address, bind_address(other, settings)
+            ):
+                seen = f"port {service.port} is already the port of {other.name}"
+                remedy = f"set another port: for {service.name}"
+                findings.append(
+                    Finding(
+                        "plan.port_shared",
+                        ERROR,
+                        seen,
+                        "one service per port and address",
+                        remedy,
+                        service.name,
+                    )
+                )
+        findings += _foreign_listeners(service, address, facts)
+    return findings
+
+
+def _foreign_listeners(service: Service, address: str, facts: Facts) -> list[Finding]:
+    for listener in facts.get("listening") or []:
+        # A service of ours holds its own port, and a port that services swap is free once they have been stopped.
+        if (
+            listener["port"] != service.port
+            or listener.get("service")
+            or not _clash(address, listener["address"])
+        ):
+            continue
+        who = f"{listener.get('process') or 'a process of another user'}"
+        pid = f" (pid {listener['pid']})" if listener.get("pid") else ""
+        seen = f"port {service.port} is in use by {who}{pid} on {listener['address']}"
+        remedy = f"stop it, or set another port: for {service.name}"
+        return [
+            Finding(
+                "plan.port_taken",
+                ERROR,
+                seen,
+                f"port {service.port} free on {address or 'all'}",
+                remedy,
+                service.name,
+            )
+        ]
+    return []
+
+
+def artifact_path(service: Service, settings: Settings) -> str:
+    return (
+        service.path
+        or f"{settings.model_root.rstrip('/')}/{service.model.split('/')[1]}"
+    )
+
+
+def plan_artifacts(
+    services: t.Sequence[Service], settings: Settings
+) -> tuple[list[dict[str, t.Any]], list[Finding]]:
+    """The distinct model artifacts; services may share one, but one path never holds two."""
+    findings: list[Finding] = []
+    artifacts: dict[str, dict[str, t.Any]] = {}
+    for service in services:
+        wanted = {
+            "model": service.model,
+            "revision": service.revision,
+            "include": list(service.include),
+            "exclude": list(service.exclude),
+        }
+        path = artifact_path(service, settings)
+        known = artifacts.setdefault(path, {**wanted, "path": path, "services": []})
+        if any(known[key] != value for key, value in wanted.items()):
+            seen = f"{path} would hold {known['model']}@{known['revision']} and {service.model}@{service.revision}"
+            remedy = f"set path: for {service.name}"
+            findings.append(
+                Finding(
+                    "plan.path_shared",
+                    ERROR,
+                    seen,
+                    "one artifact (with the same patterns) per path",
+                    remedy,
+                    service.name,
+                )
+            )
+            continue
+        known["services"].append(service.name)
+    return list(artifacts.values()), findings
+
+
+def merged_arguments(
+    defaults: t.Mapping[str, t.Any], arguments: t.Mapping[str, t.Any]
+) -> dict[str, t.Any]:
+    """Defaults that ``arguments`` does not decide, in either spelling (``x`` or ``no-x``)."""
+    decided = {name.removeprefix("no-") for name in arguments}
+    named = {
+        str(name).lstrip("-").replace("_", "-"): value
+        for name, value in defaults.items()
+    }
+    return {
+        name: value
+        for name, value in named.items()
+        if (name.removeprefix("no-")) not in decided
+    }
+
+
+def default_probes(service: Service) -> list[dict[str, t.Any]] | None:
+    """``None`` leaves the choice to the probe, which knows the model's architecture and the engine's routes."""
+    return (
+        None
+        if service.probes is None
+        else [probe.as_dict() for probe in service.probes]
+    )
+
+
+def probe_host(address: str) -> str:
+    """Where the host itself reaches a service that listens on ``address``."""
+    if address in WILDCARDS:
+        return "127.0.0.1"
+    return f"[{address}]" if _is_ipv6(address) else address
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).version == 6
+    except ValueError:
+        return False
+
+
+def resolve_service(
+    service: Service,
+    settings: Settings,
+    engine: t.Mapping[str, t.Any],
+    device: str,
+    gpus: t.Sequence[t.Mapping[str, t.Any]],
+    tensor_parallel: int,
+) -> dict[str, t.Any]:
+    """One service of the plan: what the inventory declared (``declared``), and what the collection adds to run it safely."""
+    path = artifact_path(service, settings)
+    served = service.served_model_name or service.model.split("/")[1]
+    address = bind_address(service, settings)
+    drain = (
+        settings.drain_seconds
+        if service.drain_seconds is None
+        else service.drain_seconds
+    )
+    declared = [["--port", str(service.port)], ["--served-model-name", served]]
+    if tensor_parallel > 1:
+        declared.append(["--tensor-parallel-size", str(tensor_parallel)])
+    if service.max_model_len is not None:
+        declared.append(["--max-model-len", str(service.max_model_len)])
+    declared += _render.flags(service.args)
+    defaults: dict[str, t.Any] = {"host": address} if address else {}
+    defaults["shutdown-timeout"] = drain
+    defaults.update(settings.default_args)
+    if device == "cpu":
+        defaults.update(settings.cpu_args)
+    operational = _render.flags(merged_arguments(defaults, service.args))
+    visible = (
+        {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu["index"]) for gpu in gpus)}
+        if gpus
+        else {}
+    )
+    command = ["serve", path, *_flat(declared), *_flat(operational)]
+    return {
+        "name": service.name,
+        "model": service.model,
+        "revision": service.revision,
+        "path": path,
+        "served_model_name": served,
+        "port": service.port,
+        "bind_address": address,
+        "url": f"http://{probe_host(address)}:{service.port}",
+        "public_url": f"http://{_public_host(address, settings)}:{service.port}",
+        "gpus": [dict(gpu) for gpu in gpus],
+        "tensor_parallel_size": tensor_parallel,
+        "command": [engine["executable"], *command],
+        "declared": _flat(declared),
+        "operational": _flat(operational),
+        "shell": _render.shell_command(visible, ["vllm", "serve", path], declared),
+        "environment": service_environment(service, settings, engine, device, visible),
+        "drain_seconds": drain,
+        "stop_timeout": drain + STOP_MARGIN_SECONDS,
+        "ready_timeout": service.ready_timeout or settings.ready_timeout,
+        "secrets": list(service.secret_names),
+        "probes": default_probes(service),
+    }
+
+
+def _public_host(address: str, settings: Settings) -> str:
+    if address in WILDCARDS and settings.address:
+        return (
+            f"[{settings.address}]" if _is_ipv6(settings.address) else settings.address
+        )
+    return probe_host(address)
+
+
+def service_environment(
+    service: Service,
+    settings: Settings,
+    engine: t.Mapping[str, t.Any],
+    device: str,
+    visible: t.Mapping[str, str],
+) -> dict[str, str]:
+    """Sorted, so that a plan reads the same whatever order an inventory was written in. The API key is never in it."""
+    state = f"{settings.root}/services/{service.name}/state"
+    environment: dict[str, t.Any] = {
+        "HOME": state,
+        "XDG_CACHE_HOME": f"{state}/cache",
+        "VLLM_CACHE_ROOT": f"{state}/cache/vllm",
+        # The engine looks for its own tools (ninja, the compiler) beside its Python.
+        "PATH": f"{engine['path']}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        **settings.default_environment,
+        **visible,
+    }
+    if device == "cuda":
+        # Without it CUDA numbers cards by speed, and index 0 need not be nvidia-smi's 0.
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    else:
+        environment.update(settings.cpu_environment)
+    environment.update(service.environment)
+    return {name: str(value) for name, value in sorted(environment.items())}
+
+
+def _flat(options: t.Sequence[t.Sequence[str]]) -> list[str]:
+    return [word for option in options for word in option]

@@ -1,0 +1,421 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""What a user may write for a service: keys, types, defaults; raw dictionaries in, typed services and findings out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
+    ERROR,
+    Finding,
+)
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+FLAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*")
+GPU_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-fA-F][0-9a-fA-F-]+(?:/\d+/\d+)?")
+
+# Flags that a key of the service (or the plan itself) decides: set twice, the last one would win in silence.
+RESERVED_FLAGS = {
+    "model": "model",
+    "port": "port",
+    "host": "bind_address",
+    "served-model-name": "served_model_name",
+    "tensor-parallel-size": "tensor_parallel_size",
+    "max-model-len": "max_model_len",
+    "shutdown-timeout": "drain_seconds",
+    "api-key": "api_key",
+}
+# vLLM ignores `--config=FILE` in silence and drops `key: false` inside one, so flags are always spelled out.
+REFUSED_FLAGS = {"config": "write each flag under args:"}
+API_KEY_VARIABLE = "VLLM_API_KEY"
+# Keys whose values are never shown, whatever is wrong with them; a plain environment may hold a secret by mistake.
+HIDDEN = ("api_key", "environment", "secret_environment")
+PROBE_KINDS = ("chat", "completion", "vision", "transcription", "embedding")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One real request: ``kind`` of request, ``prompt`` to send, ``expect`` a regular expression searched in the answer."""
+
+    kind: str
+    prompt: str = ""
+    expect: str = ""
+    max_tokens: int = 32
+
+    def as_dict(self) -> dict[str, t.Any]:
+        return {
+            "kind": self.kind,
+            "prompt": self.prompt,
+            "expect": self.expect,
+            "max_tokens": self.max_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Service:
+    """A validated service. ``gpus`` is a count, or a list of indices and UUIDs; ``None`` leaves the choice to the plan."""
+
+    name: str
+    model: str
+    revision: str = "master"
+    path: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    served_model_name: str = ""
+    gpus: None | int | tuple[int | str, ...] = None
+    port: int = 8000
+    bind_address: str = ""
+    max_model_len: None | int | str = None
+    tensor_parallel_size: int | None = None
+    drain_seconds: int | None = None
+    ready_timeout: int | None = None
+    args: t.Mapping[str, t.Any] = field(default_factory=dict)
+    environment: t.Mapping[str, str] = field(default_factory=dict)
+    secret_names: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] | None = None
+
+
+class _Refused(Exception):
+    """A value that a key cannot take: what was expected, and how to put it right."""
+
+    def __init__(self, expected: str, remedy: str = "") -> None:
+        super().__init__(expected)
+        self.expected = expected
+        self.remedy = remedy
+
+
+def nearest(word: str, known: t.Iterable[str]) -> str:
+    """The known spelling closest to ``word``, or an empty string."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else ""
+
+
+def _text(value: t.Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _Refused("a non-empty text")
+    if any(ord(char) < 32 for char in value):
+        raise _Refused("a text without control characters or line breaks")
+    return value
+
+
+def _integer(low: int, high: int) -> t.Callable[[t.Any], int]:
+    def convert(value: t.Any) -> int:
+        # Templated values arrive as text: "8000" is 8000, but True is not 1.
+        if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()):
+            value = int(value)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not low <= value <= high
+        ):
+            raise _Refused(f"a whole number from {low} to {high}")
+        return value
+
+    return convert
+
+
+def _matching(pattern: t.Pattern[str], expected: str) -> t.Callable[[t.Any], str]:
+    def convert(value: t.Any) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise _Refused(expected)
+        return value
+
+    return convert
+
+
+def _absolute_path(value: t.Any) -> str:
+    text = _text(value)
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise _Refused("an absolute path on the host, without '..'")
+    return text.rstrip("/") or "/"
+
+
+def _texts(value: t.Any) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise _Refused("a list of patterns")
+    return tuple(_text(item) for item in items)
+
+
+def _model_length(value: t.Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    try:
+        return _integer(1, 100_000_000)(value)
+    except _Refused:
+        raise _Refused("a number of tokens, or 'auto' to fit the memory") from None
+
+
+def _gpu(value: t.Any) -> int | str:
+    if isinstance(value, str) and GPU_UUID.fullmatch(value):
+        return value
+    return _integer(0, 255)(value)
+
+
+def _gpus(value: t.Any) -> int | tuple[int | str, ...]:
+    wanted = (
+        "a list of nvidia-smi indices and UUIDs, such as [0, 1], or a count such as 2"
+    )
+    try:
+        if not isinstance(value, (list, tuple)):
+            return _integer(0, 256)(value)
+        chosen = tuple(_gpu(item) for item in value)
+    except _Refused:
+        raise _Refused(wanted) from None
+    if not chosen:
+        raise _Refused(wanted, "name at least one GPU, or leave gpus: out")
+    if len(set(chosen)) != len(chosen):
+        raise _Refused("each GPU once")
+    return chosen
+
+
+def _arguments(value: t.Any) -> dict[str, t.Any]:
+    if not isinstance(value, dict):
+        raise _Refused(
+            "a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}"
+        )
+    arguments: dict[str, t.Any] = {}
+    for flag, setting in value.items():
+        spelled = str(flag).lstrip("-").replace("_", "-")
+        if not FLAG.fullmatch(spelled):
+            raise _Refused(f"vLLM flags as names, not '{flag}'")
+        bare = spelled.removeprefix("no-")
+        if bare in RESERVED_FLAGS:
+            raise _Refused(
+                f"no '{spelled}' under args",
+                f"set {RESERVED_FLAGS[bare]}: on the service instead",
+            )
+        if bare in REFUSED_FLAGS:
+            raise _Refused(f"no '{spelled}' under args", REFUSED_FLAGS[bare])
+        if setting is None:
+            raise _Refused(
+                f"a value for '{spelled}'",
+                "write true for a flag without a value, or delete the line",
+            )
+        if spelled in arguments:
+            raise _Refused(f"'{spelled}' once", "delete one of the two spellings")
+        arguments[spelled] = setting
+    return arguments
+
+
+def _environment(value: t.Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise _Refused("a mapping of environment variables to values")
+    environment: dict[str, str] = {}
+    for name, setting in value.items():
+        if not isinstance(name, str) or not ENVIRONMENT_NAME.fullmatch(name):
+            raise _Refused(f"a variable name, not '{name}'")
+        if name == API_KEY_VARIABLE:
+            raise _Refused(f"no {name} here", "set api_key: on the service")
+        if name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+            raise _Refused(
+                f"no {name} under environment",
+                "set gpus: on the service: the plan decides the devices",
+            )
+        if isinstance(setting, bool):
+            setting = "1" if setting else "0"
+        if (
+            not isinstance(setting, (str, int, float))
+            or "\n" in str(setting)
+            or "\0" in str(setting)
+        ):
+            raise _Refused(f"one line of text for {name}")
+        environment[name] = str(setting)
+    return environment
+
+
+def _probe(value: t.Any) -> Probe:
+    keys = ("kind", "prompt", "expect", "max_tokens")
+    if (
+        not isinstance(value, dict)
+        or not value.get("kind")
+        or not set(value) <= set(keys)
+    ):
+        raise _Refused(f"probes as mappings with {', '.join(keys)}")
+    if value["kind"] not in PROBE_KINDS:
+        raise _Refused(f"a probe kind among {', '.join(PROBE_KINDS)}")
+    expect = str(value.get("expect", ""))
+    try:
+        re.compile(expect)
+    except re.error as exc:
+        raise _Refused(
+            f"a regular expression under expect ('{expect}': {exc})"
+        ) from None
+    return Probe(
+        kind=value["kind"],
+        prompt=str(value.get("prompt", "")),
+        expect=expect,
+        max_tokens=_integer(1, 100_000)(value.get("max_tokens", 32)),
+    )
+
+
+def _probes(value: t.Any) -> tuple[Probe, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _Refused("a list of probes")
+    return tuple(_probe(item) for item in value)
+
+
+_KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
+    "name": _matching(
+        NAME, "lower-case letters, digits and '-', at most 63, such as qwen-vl"
+    ),
+    "model": _matching(
+        MODEL, "a ModelScope id owner/name, such as Qwen/Qwen2.5-VL-7B-Instruct"
+    ),
+    "revision": _text,
+    "path": _absolute_path,
+    "include": _texts,
+    "exclude": _texts,
+    "served_model_name": _text,
+    "gpus": _gpus,
+    "port": _integer(1, 65535),
+    "bind_address": _text,
+    "max_model_len": _model_length,
+    "tensor_parallel_size": _integer(1, 256),
+    "drain_seconds": _integer(0, 86_400),
+    "ready_timeout": _integer(1, 86_400),
+    "args": _arguments,
+    "environment": _environment,
+    "secret_environment": _environment,
+    "api_key": _text,
+    "probes": _probes,
+}
+KEYS = tuple(_KEYS)
+_REQUIRED = ("name", "model")
+
+
+def _unknown_key(key: str, service: str) -> Finding:
+    guess = nearest(key, KEYS)
+    remedy = (
+        f"write {guess}:"
+        if guess
+        else "delete the key; a vLLM flag belongs under args:"
+    )
+    return Finding(
+        code="service.unknown_key",
+        severity=ERROR,
+        seen=f"unknown key '{key}'",
+        expected="keys among " + ", ".join(sorted(KEYS)),
+        remedy=remedy,
+        service=service,
+    )
+
+
+def _convert(key: str, value: t.Any, service: str) -> tuple[t.Any, Finding | None]:
+    try:
+        return _KEYS[key](value), None
+    except _Refused as exc:
+        shown = "a value that is hidden" if key in HIDDEN else f"{value!r}"
+        return None, Finding(
+            code="service.bad_value",
+            severity=ERROR,
+            seen=f"{key} is {shown}",
+            expected=exc.expected,
+            remedy=exc.remedy or f"correct {key}: in vllm_services",
+            service=service,
+        )
+
+
+def parse_service(
+    raw: t.Any, position: int = 0
+) -> tuple[Service | None, list[Finding]]:
+    """One raw entry of ``vllm_services`` into a service, or ``None`` and the findings that say why not."""
+    label = f"entry {position + 1}"
+    if not isinstance(raw, dict):
+        seen = f"{label} of vllm_services is {raw!r}"
+        return None, [
+            Finding(
+                "service.bad_value",
+                ERROR,
+                seen,
+                "a mapping with name: and model:",
+                "rewrite the entry",
+            )
+        ]
+    service = str(raw.get("name") or label)
+    findings = [_unknown_key(str(key), service) for key in raw if key not in _KEYS]
+    values: dict[str, t.Any] = {}
+    for key, value in raw.items():
+        # An empty value is a templated "not set", as `omit` would be.
+        if key not in _KEYS or value is None or (value == "" and key not in _REQUIRED):
+            continue
+        values[key], finding = _convert(key, value, service)
+        if finding:
+            findings.append(finding)
+    for key in _REQUIRED:
+        if key not in values:
+            seen = f"{key} is missing"
+            findings.append(
+                Finding(
+                    "service.missing_key",
+                    ERROR,
+                    seen,
+                    f"every service has {key}:",
+                    f"add {key}:",
+                    service,
+                )
+            )
+    if findings:
+        return None, findings
+    values["secret_names"] = tuple(sorted(secrets_of(values)))
+    values.pop("api_key", None)
+    values.pop("secret_environment", None)
+    return Service(**values), []
+
+
+def secrets_of(raw: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """The secret environment of one raw service, API key included. It travels beside the plan, never inside it."""
+    secrets = {
+        str(name): str(value)
+        for name, value in (raw.get("secret_environment") or {}).items()
+    }
+    if raw.get("api_key"):
+        secrets[API_KEY_VARIABLE] = str(raw["api_key"])
+    return secrets
+
+
+def parse_services(raw: t.Any) -> tuple[list[Service], list[Finding]]:
+    """All of ``vllm_services``; a name that stands twice is a finding too."""
+    if not isinstance(raw, (list, tuple)):
+        seen = f"vllm_services is a {type(raw).__name__}"
+        return [], [
+            Finding(
+                "service.bad_value",
+                ERROR,
+                seen,
+                "a list of services",
+                "start each service with '- name:'",
+            )
+        ]
+    services: list[Service] = []
+    findings: list[Finding] = []
+    for position, entry in enumerate(raw):
+        service, found = parse_service(entry, position)
+        findings += found
+        if service is None:
+            continue
+        if any(other.name == service.name for other in services):
+            seen = f"two services are named '{service.name}'"
+            findings.append(
+                Finding(
+                    "service.duplicate_name",
+                    ERROR,
+                    seen,
+                    "one name per service",
+                    "rename one",
+                    service.name,
+                )
+            )
+            continue
+        services.append(service)
+    return services, findings

@@ -1,0 +1,364 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""The stack: the services of one host under a process manager, made to match the plan.
+
+One root directory holds all of it, readable by a person::
+
+    plan.json                     what was applied last (0600: an environment may hold more than a path)
+    record.json                   what was last proved to answer
+    services/NAME/environment     0600, secrets included
+    services/NAME/run.sh          supervisor only; starts the service by hand, too
+    services/NAME/state/          what the service writes: compile and kernel caches, kept across restarts
+    logs/NAME.log                 supervisor only; systemd has its journal
+    supervisor/                   supervisord.conf, conf.d/, its venv and socket
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+
+UNCHANGED = "unchanged"
+CREATED = "created"
+UPDATED = "updated"
+STARTED = "started"
+REMOVED = "removed"
+HIDDEN = "********"
+
+
+@dataclass(frozen=True)
+class Status:
+    """``state`` is running, starting, stopped or failed; ``restarts`` and ``since`` (epoch) where the manager knows them."""
+
+    state: str
+    pid: int | None = None
+    restarts: int | None = None
+    since: float | None = None
+    detail: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("running", "starting")
+
+    def as_dict(self) -> dict[str, t.Any]:
+        return {
+            "state": self.state,
+            "pid": self.pid,
+            "restarts": self.restarts,
+            "since": self.since,
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every path below the root, in one place."""
+
+    root: str
+
+    @property
+    def plan(self) -> str:
+        return f"{self.root}/plan.json"
+
+    @property
+    def record(self) -> str:
+        return f"{self.root}/record.json"
+
+    @property
+    def lock(self) -> str:
+        return f"{self.root}/lock"
+
+    @property
+    def services(self) -> str:
+        return f"{self.root}/services"
+
+    @property
+    def logs(self) -> str:
+        return f"{self.root}/logs"
+
+    def workdir(self, name: str) -> str:
+        return f"{self.services}/{name}"
+
+    def environment(self, name: str) -> str:
+        return f"{self.workdir(name)}/environment"
+
+    def script(self, name: str) -> str:
+        return f"{self.workdir(name)}/run.sh"
+
+    def log(self, name: str) -> str:
+        return f"{self.logs}/{name}.log"
+
+
+@dataclass(frozen=True)
+class Desired:
+    """One service as it should be: its plan entry, its secrets and the digest of all that a restart is needed for."""
+
+    service: t.Mapping[str, t.Any]
+    secrets: t.Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.service["name"])
+
+    def environment(self) -> dict[str, str]:
+        return {**self.service["environment"], **self.secrets}
+
+
+class Backend(t.Protocol):
+    """What a process manager must be able to do; names are service names."""
+
+    def prepare(self) -> None: ...
+
+    def installed(self) -> dict[str, str]:
+        """Names of the services under this root with the digest that they were installed with."""
+
+    def status(self, names: t.Iterable[str]) -> dict[str, Status]: ...
+
+    def stop(self, names: t.Sequence[str], timeout: float) -> None: ...
+
+    def install(self, desired: Desired) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+    def start(self, names: t.Sequence[str]) -> None: ...
+
+    def tail(self, name: str, lines: int) -> list[str]: ...
+
+
+def service_digest(service: t.Mapping[str, t.Any], extra: t.Mapping[str, t.Any]) -> str:
+    """What makes a restart necessary: command, environment, drain, user, and the artifact and engine behind the paths."""
+    relevant = {
+        "command": service["command"],
+        "environment": service["environment"],
+        "stop_timeout": service["stop_timeout"],
+        **extra,
+    }
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def read_text(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def read_json(path: str) -> dict[str, t.Any] | None:
+    """``None`` where there is no file, or one that a killed machine left unreadable: it is written anew then."""
+    try:
+        value = json.loads(read_text(path) or "null")
+    except (ValueError, OSError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_file(
+    path: str, text: str, mode: int, owner: tuple[int, int] | None = None
+) -> None:
+    """All or nothing: a new file beside the old one, synced, then renamed over it."""
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            if owner:
+                os.fchown(stream.fileno(), *owner)
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def make_directory(path: str, mode: int, owner: tuple[int, int] | None = None) -> None:
+    os.makedirs(path, exist_ok=True)
+    current = os.stat(path)
+    if stat.S_IMODE(current.st_mode) != mode:
+        os.chmod(path, mode)
+    if owner and (current.st_uid, current.st_gid) != owner:
+        os.chown(path, *owner)
+
+
+def tail_file(path: str, lines: int) -> list[str]:
+    """The last lines of a file, reading no more than its last 64 KiB."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - 65536))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+
+@contextlib.contextmanager
+def exclusive(layout: Layout) -> t.Iterator[None]:
+    """One deploy at a time on a host; the second is told who holds the lock."""
+    with open(layout.lock, "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            raise FleetError(
+                "stack.locked",
+                f"another deploy is changing {layout.root} ({stream.read().strip() or 'holder unknown'})",
+                "one deploy at a time on a host",
+                "wait until it has ended, then run again",
+            ) from None
+        stream.truncate(0)
+        stream.write(
+            f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
+        )
+        stream.flush()
+        yield
+        stream.truncate(0)
+
+
+@dataclass
+class Change:
+    """What happens to one service; ``before`` and ``after`` are diff material with the secrets hidden."""
+
+    name: str
+    action: str
+    before: str = ""
+    after: str = ""
+    status: Status | None = None
+
+    def as_dict(self) -> dict[str, t.Any]:
+        status = self.status.as_dict() if self.status else {"state": "absent"}
+        return {"name": self.name, "action": self.action, **status}
+
+
+def _options(words: t.Sequence[str]) -> list[list[str]]:
+    """The words after the model, one list an option."""
+    options: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not options:
+            options.append([])
+        options[-1].append(word)
+    return options
+
+
+def describe(desired: Desired) -> str:
+    """A service as a person would type it, for a diff; secrets are named but hidden."""
+    environment = {
+        **desired.service["environment"],
+        **dict.fromkeys(desired.secrets, HIDDEN),
+    }
+    command = list(desired.service["command"])
+    return (
+        _render.shell_command(environment, command[:3], _options(command[3:]))
+        + f"\n# digest {desired.digest}\n"
+    )
+
+
+class Stack:
+    """Brings the services under one root to the desired set: stop what changes, write, start, in that order."""
+
+    def __init__(
+        self, layout: Layout, backend: Backend, owner: tuple[int, int] | None = None
+    ) -> None:
+        self.layout = layout
+        self.backend = backend
+        self.owner = owner
+
+    def changes(self, desired: t.Sequence[Desired]) -> list[Change]:
+        """What :meth:`apply` will do, without doing it."""
+        installed = self.backend.installed()
+        status = self.backend.status([*installed, *(item.name for item in desired)])
+        wanted = {item.name for item in desired}
+        changes = []
+        for item in desired:
+            before = self._described(item.name) if item.name in installed else ""
+            action = self._action(item, installed, status.get(item.name))
+            after = before if action in (UNCHANGED, STARTED) else describe(item)
+            changes.append(
+                Change(item.name, action, before, after, status.get(item.name))
+            )
+        for name in sorted(set(installed) - wanted):
+            changes.append(Change(name, REMOVED, self._described(name), "", None))
+        return changes
+
+    def _action(
+        self, item: Desired, installed: t.Mapping[str, str], status: Status | None
+    ) -> str:
+        if item.name not in installed:
+            return CREATED
+        secrets_changed = read_text(
+            self.layout.environment(item.name)
+        ) != _render.environment_text(item.environment())
+        if installed[item.name] != item.digest or secrets_changed:
+            return UPDATED
+        return UNCHANGED if status and status.alive else STARTED
+
+    def _described(self, name: str) -> str:
+        return read_text(f"{self.layout.workdir(name)}/description") or ""
+
+    def apply(
+        self,
+        desired: t.Sequence[Desired],
+        changes: t.Sequence[Change],
+        stop_timeout: float,
+    ) -> None:
+        by_name = {item.name: item for item in desired}
+        self._directories()
+        self.backend.prepare()
+        moving = [
+            change.name for change in changes if change.action in (UPDATED, REMOVED)
+        ]
+        # All of them stop before any starts: two services may swap their ports or GPUs in one run.
+        self.backend.stop(moving, stop_timeout)
+        for change in changes:
+            if change.action == REMOVED:
+                self.backend.remove(change.name)
+                shutil.rmtree(self.layout.workdir(change.name), ignore_errors=True)
+            elif change.action in (CREATED, UPDATED):
+                self._write(by_name[change.name])
+        self.backend.start(
+            [
+                change.name
+                for change in changes
+                if change.action in (CREATED, UPDATED, STARTED)
+            ]
+        )
+        status = self.backend.status([item.name for item in desired])
+        for change in changes:
+            change.status = status.get(change.name)
+
+    def _directories(self) -> None:
+        make_directory(self.layout.services, 0o755)
+        make_directory(self.layout.logs, 0o750)
+
+    def _write(self, item: Desired) -> None:
+        workdir = self.layout.workdir(item.name)
+        # The service user owns what it writes, and not the directory above: it can not swap a file of ours for a link.
+        make_directory(workdir, 0o755)
+        make_directory(f"{workdir}/state", 0o700, self.owner)
+        write_file(
+            self.layout.environment(item.name),
+            _render.environment_text(item.environment()),
+            0o600,
+        )
+        write_file(f"{workdir}/description", describe(item), 0o644)
+        # The definition carries the digest, so it comes last: a run killed before this line is repaired by the next.
+        self.backend.install(item)
