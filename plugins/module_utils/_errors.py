@@ -33,4 +33,9 @@ class FleetError(Exception):
 
     def as_result(self) -> dict[str, str]:
         """The fields as module results, for ``fail_json(msg=str(e), **e.as_result())``."""
-        return {"code": self.code, "seen": self.seen, "expected": self.expected, "remedy": self.remedy}
+        return {
+            "code": self.code,
+            "seen": self.seen,
+            "expected": self.expected,
+            "remedy": self.remedy,
+        }

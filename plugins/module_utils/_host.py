@@ -68,9 +68,7 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 def _address(word: str) -> str:
     """An address of /proc/net/tcp: hexadecimal, each 32-bit word in host byte order."""
-    raw = b"".join(
-        struct.pack("=I", int(word[i : i + 8], 16)) for i in range(0, len(word), 8)
-    )
+    raw = b"".join(struct.pack("=I", int(word[i : i + 8], 16)) for i in range(0, len(word), 8))
     if len(raw) == 4:
         return socket.inet_ntop(socket.AF_INET, raw)
     if raw.startswith(b"\0" * 10 + b"\xff\xff"):
@@ -133,10 +131,7 @@ def _socket_owners(inodes: t.Container[int]) -> dict[int, int]:
         if not entry.isdigit():
             continue
         try:
-            links = [
-                os.readlink(f"/proc/{entry}/fd/{fd}")
-                for fd in os.listdir(f"/proc/{entry}/fd")
-            ]
+            links = [os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd")]
         except OSError:
             continue
         for link in links:
@@ -161,32 +156,22 @@ def is_descendant(pid: int, ancestor: int) -> bool:
 
 def _process_name(pid: int) -> str:
     words = read(f"/proc/{pid}/cmdline").split("\0")
-    return (
-        os.path.basename(words[0])
-        if words and words[0]
-        else read(f"/proc/{pid}/comm").strip()
-    )
+    return os.path.basename(words[0]) if words and words[0] else read(f"/proc/{pid}/comm").strip()
 
 
-def listeners(
-    ports: t.Container[int], services: t.Mapping[str, int]
-) -> list[dict[str, t.Any]]:
-    """Who listens on the wanted ports; ``services`` maps our services to their main pids, so that ours are told apart."""
+def listeners(ports: t.Collection[int], services: t.Mapping[str, int]) -> list[dict[str, t.Any]]:
+    """Who listens on the wanted ports, or on any where none is named; ``services`` maps our services to their main pids, so that ours are told apart."""
     found = [
         listener
         for table in ("/proc/net/tcp", "/proc/net/tcp6")
         for listener in parse_listeners(read(table))
-        if listener[1] in ports
+        if not ports or listener[1] in ports
     ]
     owners = _socket_owners({inode for _address_, _port, inode in found})
     result = []
     for address, port, inode in sorted(found):
         pid = owners.get(inode)
-        ours = [
-            name
-            for name, main in services.items()
-            if pid and main and is_descendant(pid, main)
-        ]
+        ours = [name for name, main in services.items() if pid and main and is_descendant(pid, main)]
         result.append(
             {
                 "address": address,

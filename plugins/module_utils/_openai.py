@@ -38,9 +38,7 @@ class Answer:
         try:
             return json.loads(self.body)
         except ValueError:
-            raise EngineError(
-                f"HTTP {self.status} with a body that is not JSON: {excerpt(self.body)}"
-            ) from None
+            raise EngineError(f"HTTP {self.status} with a body that is not JSON: {excerpt(self.body)}") from None
 
 
 @dataclass(frozen=True)
@@ -80,35 +78,25 @@ class Engine:
         self._api_key = api_key
         self.timeout = timeout
 
-    def get(
-        self, path: str, *, timeout: float | None = None, key: str | None = None
-    ) -> Answer:
+    def get(self, path: str, *, timeout: float | None = None, key: str | None = None) -> Answer:
         return self._request("GET", path, None, {}, timeout, key)
 
     def post(self, path: str, value: t.Any, *, key: str | None = None) -> Answer:
         body = json.dumps(value).encode()
-        return self._request(
-            "POST", path, body, {"Content-Type": "application/json"}, None, key
-        )
+        return self._request("POST", path, body, {"Content-Type": "application/json"}, None, key)
 
-    def post_form(
-        self, path: str, fields: t.Mapping[str, str], file: tuple[str, str, bytes]
-    ) -> Answer:
+    def post_form(self, path: str, fields: t.Mapping[str, str], file: tuple[str, str, bytes]) -> Answer:
         """multipart/form-data with one file: (file name, content type, bytes)."""
         boundary = secrets.token_hex(16)
         lines = []
         for name, value in fields.items():
-            lines.append(
-                f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-            )
+            lines.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode())
         file_name, content_type, content = file
         head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name}"\r\n'
             f"Content-Type: {content_type}\r\n\r\n"
         )
-        body = b"".join(
-            [*lines, head.encode(), content, f"\r\n--{boundary}--\r\n".encode()]
-        )
+        body = b"".join([*lines, head.encode(), content, f"\r\n--{boundary}--\r\n".encode()])
         return self._request(
             "POST",
             path,
@@ -128,9 +116,7 @@ class Engine:
             connection.request("POST", "/v1/chat/completions", body, headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise EngineError(
-                    error_message(Answer(response.status, response.read(LARGEST_BODY)))
-                )
+                raise EngineError(error_message(Answer(response.status, response.read(LARGEST_BODY))))
             return _read_stream(response, started)
         except (OSError, http.client.HTTPException) as exc:
             raise self._unreachable(exc, self.timeout) from None
@@ -142,9 +128,7 @@ class Engine:
         return {"Authorization": f"Bearer {used}"} if used else {}
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
-        kind = (
-            http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        )
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         return kind(self._host, self._port, timeout=timeout)
 
     def _request(
@@ -206,9 +190,4 @@ def _delta(data: bytes) -> str:
     choices = event.get("choices") or [{}]
     delta = choices[0].get("delta") or {}
     # Reasoning models speak in another field first.
-    return str(
-        delta.get("content")
-        or delta.get("reasoning_content")
-        or delta.get("reasoning")
-        or ""
-    )
+    return str(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or "")

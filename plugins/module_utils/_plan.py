@@ -54,9 +54,7 @@ class Settings:
 Facts = t.Mapping[str, t.Any]
 
 
-def make_plan(
-    raw_services: t.Any, settings: Settings, facts: Facts
-) -> dict[str, t.Any]:
+def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str, t.Any]:
     """Resolve everything one host should run.
 
     ``facts`` is what the module ``vllm_host_info`` returned. The result is plain data: ``device``, ``runtime``, ``engine``,
@@ -77,9 +75,7 @@ def make_plan(
     findings += found
     resolved = []
     for service in services:
-        tensor_parallel, found = tensor_parallel_size(
-            service, len(gpus.get(service.name, [])), device
-        )
+        tensor_parallel, found = tensor_parallel_size(service, len(gpus.get(service.name, [])), device)
         findings += found
         resolved.append(
             resolve_service(
@@ -103,9 +99,7 @@ def make_plan(
     }
 
 
-def choose_device(
-    services: t.Sequence[Service], settings: Settings, facts: Facts
-) -> tuple[str, list[Finding]]:
+def choose_device(services: t.Sequence[Service], settings: Settings, facts: Facts) -> tuple[str, list[Finding]]:
     """``cuda`` where the host has GPUs, ``cpu`` where it has none and the inventory allows it."""
     cards = facts.get("gpus") or []
     reason = str(facts.get("gpu_reason") or "no NVIDIA GPU was found")
@@ -209,9 +203,7 @@ def assign_gpus(
             chosen[service.name].append(_card(card))
     for service in counted:
         count = 1 if service.gpus is None else t.cast(int, service.gpus)
-        free = [
-            card for card in cards if card["uuid"] not in owner and not _has_mig(card)
-        ]
+        free = [card for card in cards if card["uuid"] not in owner and not _has_mig(card)]
         if count == 0:
             findings.append(_cpu_beside_gpus(service.name))
         elif len(free) < count:
@@ -277,14 +269,8 @@ def _too_few(
     cards: t.Sequence[t.Any],
     owner: t.Mapping[str, str],
 ) -> Finding:
-    held = ", ".join(
-        f"{card['index']} by {owner[card['uuid']]}"
-        for card in cards
-        if card["uuid"] in owner
-    )
-    seen = f"{len(free)} of {len(cards)} GPUs are free" + (
-        f" (held: {held})" if held else ""
-    )
+    held = ", ".join(f"{card['index']} by {owner[card['uuid']]}" for card in cards if card["uuid"] in owner)
+    seen = f"{len(free)} of {len(cards)} GPUs are free" + (f" (held: {held})" if held else "")
     remedy = "lower gpus:, or move a service to another host"
     return Finding("plan.gpu_short", ERROR, seen, f"{count} free GPUs", remedy, service)
 
@@ -301,15 +287,11 @@ def _cpu_beside_gpus(service: str) -> Finding:
     )
 
 
-def tensor_parallel_size(
-    service: Service, gpus: int, device: str
-) -> tuple[int, list[Finding]]:
+def tensor_parallel_size(service: Service, gpus: int, device: str) -> tuple[int, list[Finding]]:
     """GPUs = tensor parallel x pipeline parallel x data parallel (vLLM's world size); tensor parallel follows if unset."""
     if device == "cpu":
         return service.tensor_parallel_size or 1, []
-    others = _count(service.args, "pipeline-parallel-size") * _count(
-        service.args, "data-parallel-size"
-    )
+    others = _count(service.args, "pipeline-parallel-size") * _count(service.args, "data-parallel-size")
     size = service.tensor_parallel_size or max(1, gpus // others)
     if gpus and size * others != gpus:
         seen = f"tensor parallel {size} x pipeline and data parallel {others} on {gpus} GPUs"
@@ -335,17 +317,13 @@ def _clash(first: str, second: str) -> bool:
     return first == second or first in WILDCARDS or second in WILDCARDS
 
 
-def check_ports(
-    services: t.Sequence[Service], settings: Settings, facts: Facts
-) -> list[Finding]:
+def check_ports(services: t.Sequence[Service], settings: Settings, facts: Facts) -> list[Finding]:
     """One service per address and port, and no port that something else on the host already listens on."""
     findings: list[Finding] = []
     for position, service in enumerate(services):
         address = bind_address(service, settings)
         for other in services[:position]:
-            if other.port == service.port and _clash(
-                address, bind_address(other, settings)
-            ):
+            if other.port == service.port and _clash(address, bind_address(other, settings)):
                 seen = f"port {service.port} is already the port of {other.name}"
                 remedy = f"set another port: for {service.name}"
                 findings.append(
@@ -365,11 +343,7 @@ def check_ports(
 def _foreign_listeners(service: Service, address: str, facts: Facts) -> list[Finding]:
     for listener in facts.get("listening") or []:
         # A service of ours holds its own port, and a port that services swap is free once they have been stopped.
-        if (
-            listener["port"] != service.port
-            or listener.get("service")
-            or not _clash(address, listener["address"])
-        ):
+        if listener["port"] != service.port or listener.get("service") or not _clash(address, listener["address"]):
             continue
         who = f"{listener.get('process') or 'a process of another user'}"
         pid = f" (pid {listener['pid']})" if listener.get("pid") else ""
@@ -389,15 +363,10 @@ def _foreign_listeners(service: Service, address: str, facts: Facts) -> list[Fin
 
 
 def artifact_path(service: Service, settings: Settings) -> str:
-    return (
-        service.path
-        or f"{settings.model_root.rstrip('/')}/{service.model.split('/')[1]}"
-    )
+    return service.path or f"{settings.model_root.rstrip('/')}/{service.model.split('/')[1]}"
 
 
-def plan_artifacts(
-    services: t.Sequence[Service], settings: Settings
-) -> tuple[list[dict[str, t.Any]], list[Finding]]:
+def plan_artifacts(services: t.Sequence[Service], settings: Settings) -> tuple[list[dict[str, t.Any]], list[Finding]]:
     """The distinct model artifacts; services may share one, but one path never holds two."""
     findings: list[Finding] = []
     artifacts: dict[str, dict[str, t.Any]] = {}
@@ -428,29 +397,16 @@ def plan_artifacts(
     return list(artifacts.values()), findings
 
 
-def merged_arguments(
-    defaults: t.Mapping[str, t.Any], arguments: t.Mapping[str, t.Any]
-) -> dict[str, t.Any]:
+def merged_arguments(defaults: t.Mapping[str, t.Any], arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Defaults that ``arguments`` does not decide, in either spelling (``x`` or ``no-x``)."""
     decided = {name.removeprefix("no-") for name in arguments}
-    named = {
-        str(name).lstrip("-").replace("_", "-"): value
-        for name, value in defaults.items()
-    }
-    return {
-        name: value
-        for name, value in named.items()
-        if (name.removeprefix("no-")) not in decided
-    }
+    named = {str(name).lstrip("-").replace("_", "-"): value for name, value in defaults.items()}
+    return {name: value for name, value in named.items() if (name.removeprefix("no-")) not in decided}
 
 
 def default_probes(service: Service) -> list[dict[str, t.Any]] | None:
     """``None`` leaves the choice to the probe, which knows the model's architecture and the engine's routes."""
-    return (
-        None
-        if service.probes is None
-        else [probe.as_dict() for probe in service.probes]
-    )
+    return None if service.probes is None else [probe.as_dict() for probe in service.probes]
 
 
 def probe_host(address: str) -> str:
@@ -479,11 +435,7 @@ def resolve_service(
     path = artifact_path(service, settings)
     served = service.served_model_name or service.model.split("/")[1]
     address = bind_address(service, settings)
-    drain = (
-        settings.drain_seconds
-        if service.drain_seconds is None
-        else service.drain_seconds
-    )
+    drain = settings.drain_seconds if service.drain_seconds is None else service.drain_seconds
     declared = [["--port", str(service.port)], ["--served-model-name", served]]
     if tensor_parallel > 1:
         declared.append(["--tensor-parallel-size", str(tensor_parallel)])
@@ -496,11 +448,7 @@ def resolve_service(
     if device == "cpu":
         defaults.update(settings.cpu_args)
     operational = _render.flags(merged_arguments(defaults, service.args))
-    visible = (
-        {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu["index"]) for gpu in gpus)}
-        if gpus
-        else {}
-    )
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu["index"]) for gpu in gpus)} if gpus else {}
     command = ["serve", path, *_flat(declared), *_flat(operational)]
     return {
         "name": service.name,
@@ -529,9 +477,7 @@ def resolve_service(
 
 def _public_host(address: str, settings: Settings) -> str:
     if address in WILDCARDS and settings.address:
-        return (
-            f"[{settings.address}]" if _is_ipv6(settings.address) else settings.address
-        )
+        return f"[{settings.address}]" if _is_ipv6(settings.address) else settings.address
     return probe_host(address)
 
 

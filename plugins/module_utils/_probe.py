@@ -81,9 +81,7 @@ class Result:
             "ok": self.ok,
             "reason": self.reason,
             "seconds": round(self.seconds, 3),
-            "first_token_seconds": None
-            if self.first_token_seconds is None
-            else round(self.first_token_seconds, 4),
+            "first_token_seconds": None if self.first_token_seconds is None else round(self.first_token_seconds, 4),
         }
 
 
@@ -140,20 +138,10 @@ def wait_for_health(
     deadline = clock() + seconds
     seen: dict[str, Readiness] = {}
     while True:
-        waiting = [
-            endpoint
-            for endpoint in endpoints
-            if not seen.get(endpoint.name, Readiness(False, "")).ready
-        ]
+        waiting = [endpoint for endpoint in endpoints if not seen.get(endpoint.name, Readiness(False, "")).ready]
         with ThreadPoolExecutor(max(1, len(waiting))) as pool:
-            seen.update(
-                zip([endpoint.name for endpoint in waiting], pool.map(health, waiting))
-            )
-        if (
-            all(state.ready for state in seen.values())
-            or clock() >= deadline
-            or not keep_waiting()
-        ):
+            seen.update(zip([endpoint.name for endpoint in waiting], pool.map(health, waiting)))
+        if all(state.ready for state in seen.values()) or clock() >= deadline or not keep_waiting():
             return seen
         sleep(POLL_SECONDS)
 
@@ -215,10 +203,7 @@ def interrogate(endpoint: Endpoint) -> Report:
     if report.results[0].ok:
         probes, failure = _probes(engine, endpoint)
         report.results += [failure] if failure else []
-        report.results += [
-            _timed(_ASK[str(probe["kind"])], engine, endpoint, probe)
-            for probe in probes
-        ]
+        report.results += [_timed(_ASK[str(probe["kind"])], engine, endpoint, probe) for probe in probes]
     report.ok = all(result.ok for result in report.results)
     return report
 
@@ -230,24 +215,16 @@ def _timed(ask: t.Callable[..., Result], *arguments: t.Any) -> Result:
     return result
 
 
-def _probes(
-    engine: Engine, endpoint: Endpoint
-) -> tuple[list[t.Mapping[str, t.Any]], Result | None]:
+def _probes(engine: Engine, endpoint: Endpoint) -> tuple[list[t.Mapping[str, t.Any]], Result | None]:
     if endpoint.probes is not None:
         return list(endpoint.probes), None
     try:
         kinds = kinds_for(_routes(engine), model_config(endpoint.path))
     except EngineError as exc:
-        return [], Result(
-            "routes", "GET /openapi.json", "the engine's routes", reason=str(exc)
-        )
+        return [], Result("routes", "GET /openapi.json", "the engine's routes", reason=str(exc))
     if not kinds:
-        reason = (
-            "the engine offers no chat, completion, transcription or embedding route"
-        )
-        return [], Result(
-            "routes", "GET /openapi.json", "a route that a probe knows", reason=reason
-        )
+        reason = "the engine offers no chat, completion, transcription or embedding route"
+        return [], Result("routes", "GET /openapi.json", "a route that a probe knows", reason=reason)
     return [{"kind": kind} for kind in kinds], None
 
 
@@ -261,9 +238,7 @@ def _check_models(engine: Engine, endpoint: Endpoint, report: Report) -> Result:
         models = {str(model["id"]): model for model in answer.json()["data"]}
         result.answered = ", ".join(models)
         version = engine.get("/version")
-        report.version = (
-            str(version.json().get("version", "")) if version.status == 200 else ""
-        )
+        report.version = str(version.json().get("version", "")) if version.status == 200 else ""
     except EngineError as exc:
         result.reason = str(exc)
         return result
@@ -283,13 +258,9 @@ def _check_models(engine: Engine, endpoint: Endpoint, report: Report) -> Result:
 
 def _check_key(engine: Engine, endpoint: Endpoint) -> Result:
     """Without a key and with a wrong one the engine must refuse."""
-    result = Result(
-        "key", "GET /v1/models without the key, and with a wrong one", "401"
-    )
+    result = Result("key", "GET /v1/models without the key, and with a wrong one", "401")
     try:
-        seen = [
-            engine.get("/v1/models", key=key).status for key in ("", "wrong-on-purpose")
-        ]
+        seen = [engine.get("/v1/models", key=key).status for key in ("", "wrong-on-purpose")]
     except EngineError as exc:
         result.reason = str(exc)
         return result
@@ -302,24 +273,14 @@ def _check_key(engine: Engine, endpoint: Endpoint) -> Result:
 def judge(result: Result, text: str) -> Result:
     """The answer against the expected pattern; without one, any words will do."""
     result.answered = " ".join(text.split())
-    result.ok = (
-        bool(re.search(result.expected, text))
-        if result.expected
-        else bool(text.strip())
-    )
+    result.ok = bool(re.search(result.expected, text)) if result.expected else bool(text.strip())
     if not result.ok:
-        wanted = (
-            f"an answer that matches {result.expected}"
-            if result.expected
-            else "an answer with words in it"
-        )
+        wanted = f"an answer that matches {result.expected}" if result.expected else "an answer with words in it"
         result.reason = f"answered {excerpt(text.encode())}, expected {wanted}"
     return result
 
 
-def _chat_body(
-    endpoint: Endpoint, content: t.Any, probe: t.Mapping[str, t.Any]
-) -> dict[str, t.Any]:
+def _chat_body(endpoint: Endpoint, content: t.Any, probe: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     return {
         "model": endpoint.served_model_name,
         "messages": [{"role": "user", "content": content}],
@@ -329,9 +290,7 @@ def _chat_body(
     }
 
 
-def _ask_chat(
-    engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]
-) -> Result:
+def _ask_chat(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
     prompt = str(probe.get("prompt") or CHAT_PROMPT)
     result = Result(
         "chat",
@@ -353,9 +312,7 @@ def _ask_chat(
     return judge(result, streamed.text)
 
 
-def _ask_completion(
-    engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]
-) -> Result:
+def _ask_completion(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
     prompt = str(probe.get("prompt") or COMPLETION_PROMPT)
     result = Result(
         "completion",
@@ -378,13 +335,9 @@ def _ask_completion(
     )
 
 
-def _ask_vision(
-    engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]
-) -> Result:
+def _ask_vision(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
     prompt = str(probe.get("prompt") or VISION_PROMPT)
-    result = Result(
-        "vision", f"{prompt} [red square]", str(probe.get("expect") or VISION_EXPECT)
-    )
+    result = Result("vision", f"{prompt} [red square]", str(probe.get("expect") or VISION_EXPECT))
     url = "data:image/png;base64," + base64.b64encode(png(112, (255, 0, 0))).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url}},
@@ -400,12 +353,8 @@ def _ask_vision(
     )
 
 
-def _ask_transcription(
-    engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]
-) -> Result:
-    result = Result(
-        "transcription", f"[{CLIP_NAME}]", str(probe.get("expect") or CLIP_EXPECT)
-    )
+def _ask_transcription(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
+    result = Result("transcription", f"[{CLIP_NAME}]", str(probe.get("expect") or CLIP_EXPECT))
     fields = {
         "model": endpoint.served_model_name,
         "language": "en",
@@ -414,16 +363,12 @@ def _ask_transcription(
     }
 
     def send() -> Answer:
-        return engine.post_form(
-            "/v1/audio/transcriptions", fields, (CLIP_NAME, "audio/wav", clip())
-        )
+        return engine.post_form("/v1/audio/transcriptions", fields, (CLIP_NAME, "audio/wav", clip()))
 
     return _judge_answer(send, result, lambda value: str(value["text"]))
 
 
-def _ask_embedding(
-    engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]
-) -> Result:
+def _ask_embedding(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
     """Two sentences of one meaning must lie closer than two of different meanings."""
     result = Result(
         "embedding",
@@ -437,10 +382,7 @@ def _ask_embedding(
     }
 
     def vectors(value: t.Any) -> list[list[float]]:
-        return [
-            row["embedding"]
-            for row in sorted(value["data"], key=lambda row: int(row["index"]))
-        ]
+        return [row["embedding"] for row in sorted(value["data"], key=lambda row: int(row["index"]))]
 
     try:
         answer = engine.post("/v1/embeddings", body)
@@ -457,9 +399,7 @@ def _ask_embedding(
         return result
     result.answered = f"{len(first)} dimensions, cosine {near:.3f} and {far:.3f}"
     result.ok = near > far
-    result.reason = (
-        "" if result.ok else "the vectors do not carry the meaning of the sentences"
-    )
+    result.reason = "" if result.ok else "the vectors do not carry the meaning of the sentences"
     return result
 
 
@@ -473,9 +413,7 @@ def _judge_post(
     return _judge_answer(lambda: engine.post(path, body), result, text)
 
 
-def _judge_answer(
-    send: t.Callable[[], Answer], result: Result, text: t.Callable[[t.Any], str]
-) -> Result:
+def _judge_answer(send: t.Callable[[], Answer], result: Result, text: t.Callable[[t.Any], str]) -> Result:
     try:
         answer = send()
         if answer.status != 200:
@@ -501,21 +439,11 @@ def png(size: int, colour: tuple[int, int, int]) -> bytes:
     """A square of one colour: 8-bit RGB, no filter."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data))
-            + kind
-            + data
-            + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     rows = (b"\0" + bytes(colour) * size) * size
     header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 _ASK: dict[str, t.Callable[[Engine, Endpoint, t.Mapping[str, t.Any]], Result]] = {

@@ -12,9 +12,7 @@ import base64
 import zlib
 
 CLIP_NAME = "one-two-three-four-five.wav"
-CLIP_EXPECT = (
-    r"(?is)\b(one|1)\b.*\b(two|2)\b.*\b(three|3)\b.*\b(four|4)\b.*\b(five|5)\b"
-)
+CLIP_EXPECT = r"(?is)\b(one|1)\b.*\b(two|2)\b.*\b(three|3)\b.*\b(four|4)\b.*\b(five|5)\b"
 
 
 def clip() -> bytes:

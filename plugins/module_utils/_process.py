@@ -26,11 +26,7 @@ class Completed:
     @property
     def last_words(self) -> str:
         """The last line that says something, for a message."""
-        lines = [
-            line.strip()
-            for line in (self.err + "\n" + self.out).splitlines()
-            if line.strip()
-        ]
+        lines = [line.strip() for line in (self.err + "\n" + self.out).splitlines() if line.strip()]
         return lines[-1] if lines else f"exit status {self.rc}"
 
 
@@ -53,9 +49,7 @@ def run(argv: t.Sequence[str], timeout: float = 60.0) -> Completed:
     except (FileNotFoundError, PermissionError) as exc:
         return Completed(NOT_FOUND, "", f"{argv[0]}: {exc.strerror}")
     except subprocess.TimeoutExpired:
-        return Completed(
-            TIMED_OUT, "", f"{argv[0]} did not finish within {timeout:g} s"
-        )
+        return Completed(TIMED_OUT, "", f"{argv[0]} did not finish within {timeout:g} s")
     return Completed(
         done.returncode,
         done.stdout.decode("utf-8", "replace"),

@@ -12,9 +12,7 @@ import json
 import shlex
 import typing as t
 
-MANAGED = (
-    "Managed by gpufleet.vllm: changes made here are overwritten by the next deploy."
-)
+MANAGED = "Managed by gpufleet.vllm: changes made here are overwritten by the next deploy."
 
 
 def flag(name: str, value: t.Any) -> list[str]:
@@ -66,36 +64,20 @@ def environment_text(environment: t.Mapping[str, str]) -> str:
     Values stand in single quotes where they need any; a single quote inside is written ``'\\''`` for the shell, which
     systemd does not read, so such values are double-quoted instead, with the characters special to either escaped.
     """
-    return "".join(
-        f"{name}={_environment_quote(value)}\n" for name, value in environment.items()
-    )
+    return "".join(f"{name}={_environment_quote(value)}\n" for name, value in environment.items())
 
 
 def _environment_quote(value: str) -> str:
     if "'" not in value:
         return shlex.quote(value)
-    escaped = (
-        value.replace("\\", "\\\\")
-        .replace('"', '\\"')
-        .replace("$", "\\$")
-        .replace("`", "\\`")
-    )
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
     return f'"{escaped}"'
 
 
 def systemd_quote(argument: str) -> str:
     """One word of ``ExecStart=``: ``%`` and ``$`` doubled against specifiers and variables, the rest C-quoted."""
-    escaped = (
-        argument.replace("\\", "\\\\")
-        .replace('"', '\\"')
-        .replace("%", "%%")
-        .replace("$", "$$")
-    )
-    return (
-        f'"{escaped}"'
-        if escaped != argument or not argument or any(c in argument for c in " \t';#")
-        else argument
-    )
+    escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if escaped != argument or not argument or any(c in argument for c in " \t';#") else argument
 
 
 def systemd_text(value: str) -> str:
@@ -188,7 +170,6 @@ logfile_maxbytes=10MB
 logfile_backups=2
 pidfile={base["pid"]}
 directory={base["root"]}
-minfds=65535
 umask=077
 
 [rpcinterface:supervisor]
@@ -202,9 +183,7 @@ files={base["programs"]}/*.conf
 """
 
 
-def supervisor_program(
-    service: t.Mapping[str, t.Any], paths: t.Mapping[str, str], digest: str
-) -> str:
+def supervisor_program(service: t.Mapping[str, t.Any], paths: t.Mapping[str, str], digest: str) -> str:
     """One program. The digest stands in its environment, so that supervisor sees any change of the service as a change.
 
     Only the main process gets SIGTERM (it drains, then stops its workers); what is left of the group after

@@ -113,11 +113,7 @@ def _integer(low: int, high: int) -> t.Callable[[t.Any], int]:
         # Templated values arrive as text: "8000" is 8000, but True is not 1.
         if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()):
             value = int(value)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or not low <= value <= high
-        ):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise _Refused(f"a whole number from {low} to {high}")
         return value
 
@@ -163,9 +159,7 @@ def _gpu(value: t.Any) -> int | str:
 
 
 def _gpus(value: t.Any) -> int | tuple[int | str, ...]:
-    wanted = (
-        "a list of nvidia-smi indices and UUIDs, such as [0, 1], or a count such as 2"
-    )
+    wanted = "a list of nvidia-smi indices and UUIDs, such as [0, 1], or a count such as 2"
     try:
         if not isinstance(value, (list, tuple)):
             return _integer(0, 256)(value)
@@ -181,9 +175,7 @@ def _gpus(value: t.Any) -> int | tuple[int | str, ...]:
 
 def _arguments(value: t.Any) -> dict[str, t.Any]:
     if not isinstance(value, dict):
-        raise _Refused(
-            "a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}"
-        )
+        raise _Refused("a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}")
     arguments: dict[str, t.Any] = {}
     for flag, setting in value.items():
         spelled = str(flag).lstrip("-").replace("_", "-")
@@ -224,11 +216,7 @@ def _environment(value: t.Any) -> dict[str, str]:
             )
         if isinstance(setting, bool):
             setting = "1" if setting else "0"
-        if (
-            not isinstance(setting, (str, int, float))
-            or "\n" in str(setting)
-            or "\0" in str(setting)
-        ):
+        if not isinstance(setting, (str, int, float)) or "\n" in str(setting) or "\0" in str(setting):
             raise _Refused(f"one line of text for {name}")
         environment[name] = str(setting)
     return environment
@@ -236,11 +224,7 @@ def _environment(value: t.Any) -> dict[str, str]:
 
 def _probe(value: t.Any) -> Probe:
     keys = ("kind", "prompt", "expect", "max_tokens")
-    if (
-        not isinstance(value, dict)
-        or not value.get("kind")
-        or not set(value) <= set(keys)
-    ):
+    if not isinstance(value, dict) or not value.get("kind") or not set(value) <= set(keys):
         raise _Refused(f"probes as mappings with {', '.join(keys)}")
     if value["kind"] not in PROBE_KINDS:
         raise _Refused(f"a probe kind among {', '.join(PROBE_KINDS)}")
@@ -248,9 +232,7 @@ def _probe(value: t.Any) -> Probe:
     try:
         re.compile(expect)
     except re.error as exc:
-        raise _Refused(
-            f"a regular expression under expect ('{expect}': {exc})"
-        ) from None
+        raise _Refused(f"a regular expression under expect ('{expect}': {exc})") from None
     return Probe(
         kind=value["kind"],
         prompt=str(value.get("prompt", "")),
@@ -266,12 +248,8 @@ def _probes(value: t.Any) -> tuple[Probe, ...]:
 
 
 _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
-    "name": _matching(
-        NAME, "lower-case letters, digits and '-', at most 63, such as qwen-vl"
-    ),
-    "model": _matching(
-        MODEL, "a ModelScope id owner/name, such as Qwen/Qwen2.5-VL-7B-Instruct"
-    ),
+    "name": _matching(NAME, "lower-case letters, digits and '-', at most 63, such as qwen-vl"),
+    "model": _matching(MODEL, "a ModelScope id owner/name, such as Qwen/Qwen2.5-VL-7B-Instruct"),
     "revision": _text,
     "path": _absolute_path,
     "include": _texts,
@@ -296,11 +274,7 @@ _REQUIRED = ("name", "model")
 
 def _unknown_key(key: str, service: str) -> Finding:
     guess = nearest(key, KEYS)
-    remedy = (
-        f"write {guess}:"
-        if guess
-        else "delete the key; a vLLM flag belongs under args:"
-    )
+    remedy = f"write {guess}:" if guess else "delete the key; a vLLM flag belongs under args:"
     return Finding(
         code="service.unknown_key",
         severity=ERROR,
@@ -326,9 +300,7 @@ def _convert(key: str, value: t.Any, service: str) -> tuple[t.Any, Finding | Non
         )
 
 
-def parse_service(
-    raw: t.Any, position: int = 0
-) -> tuple[Service | None, list[Finding]]:
+def parse_service(raw: t.Any, position: int = 0) -> tuple[Service | None, list[Finding]]:
     """One raw entry of ``vllm_services`` into a service, or ``None`` and the findings that say why not."""
     label = f"entry {position + 1}"
     if not isinstance(raw, dict):
@@ -375,10 +347,7 @@ def parse_service(
 
 def secrets_of(raw: t.Mapping[str, t.Any]) -> dict[str, str]:
     """The secret environment of one raw service, API key included. It travels beside the plan, never inside it."""
-    secrets = {
-        str(name): str(value)
-        for name, value in (raw.get("secret_environment") or {}).items()
-    }
+    secrets = {str(name): str(value) for name, value in (raw.get("secret_environment") or {}).items()}
     if raw.get("api_key"):
         secrets[API_KEY_VARIABLE] = str(raw["api_key"])
     return secrets

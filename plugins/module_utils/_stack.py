@@ -124,6 +124,9 @@ class Desired:
 class Backend(t.Protocol):
     """What a process manager must be able to do; names are service names."""
 
+    def check(self, changing: bool) -> None:
+        """Refuse, before anything is touched and in check mode too, what :meth:`prepare` or a change could not do."""
+
     def prepare(self) -> None: ...
 
     def installed(self) -> dict[str, str]:
@@ -170,9 +173,7 @@ def read_json(path: str) -> dict[str, t.Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_file(
-    path: str, text: str, mode: int, owner: tuple[int, int] | None = None
-) -> None:
+def write_file(path: str, text: str, mode: int, owner: tuple[int, int] | None = None) -> None:
     """All or nothing: a new file beside the old one, synced, then renamed over it."""
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
     try:
@@ -226,9 +227,7 @@ def exclusive(layout: Layout) -> t.Iterator[None]:
                 "wait until it has ended, then run again",
             ) from None
         stream.truncate(0)
-        stream.write(
-            f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
-        )
+        stream.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
         stream.flush()
         yield
         stream.truncate(0)
@@ -266,18 +265,13 @@ def describe(desired: Desired) -> str:
         **dict.fromkeys(desired.secrets, HIDDEN),
     }
     command = list(desired.service["command"])
-    return (
-        _render.shell_command(environment, command[:3], _options(command[3:]))
-        + f"\n# digest {desired.digest}\n"
-    )
+    return _render.shell_command(environment, command[:3], _options(command[3:])) + f"\n# digest {desired.digest}\n"
 
 
 class Stack:
     """Brings the services under one root to the desired set: stop what changes, write, start, in that order."""
 
-    def __init__(
-        self, layout: Layout, backend: Backend, owner: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, layout: Layout, backend: Backend, owner: tuple[int, int] | None = None) -> None:
         self.layout = layout
         self.backend = backend
         self.owner = owner
@@ -292,21 +286,15 @@ class Stack:
             before = self._described(item.name) if item.name in installed else ""
             action = self._action(item, installed, status.get(item.name))
             after = before if action in (UNCHANGED, STARTED) else describe(item)
-            changes.append(
-                Change(item.name, action, before, after, status.get(item.name))
-            )
+            changes.append(Change(item.name, action, before, after, status.get(item.name)))
         for name in sorted(set(installed) - wanted):
             changes.append(Change(name, REMOVED, self._described(name), "", None))
         return changes
 
-    def _action(
-        self, item: Desired, installed: t.Mapping[str, str], status: Status | None
-    ) -> str:
+    def _action(self, item: Desired, installed: t.Mapping[str, str], status: Status | None) -> str:
         if item.name not in installed:
             return CREATED
-        secrets_changed = read_text(
-            self.layout.environment(item.name)
-        ) != _render.environment_text(item.environment())
+        secrets_changed = read_text(self.layout.environment(item.name)) != _render.environment_text(item.environment())
         if installed[item.name] != item.digest or secrets_changed:
             return UPDATED
         return UNCHANGED if status and status.alive else STARTED
@@ -323,9 +311,7 @@ class Stack:
         by_name = {item.name: item for item in desired}
         self._directories()
         self.backend.prepare()
-        moving = [
-            change.name for change in changes if change.action in (UPDATED, REMOVED)
-        ]
+        moving = [change.name for change in changes if change.action in (UPDATED, REMOVED)]
         # All of them stop before any starts: two services may swap their ports or GPUs in one run.
         self.backend.stop(moving, stop_timeout)
         for change in changes:
@@ -334,13 +320,7 @@ class Stack:
                 shutil.rmtree(self.layout.workdir(change.name), ignore_errors=True)
             elif change.action in (CREATED, UPDATED):
                 self._write(by_name[change.name])
-        self.backend.start(
-            [
-                change.name
-                for change in changes
-                if change.action in (CREATED, UPDATED, STARTED)
-            ]
-        )
+        self.backend.start([change.name for change in changes if change.action in (CREATED, UPDATED, STARTED)])
         status = self.backend.status([item.name for item in desired])
         for change in changes:
             change.status = status.get(change.name)

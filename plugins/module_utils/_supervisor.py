@@ -111,32 +111,25 @@ class SupervisorBackend:
         except FileNotFoundError:
             return {}
         names = [name[:-5] for name in files if name.endswith(".conf")]
-        return {
-            name: parse_digest(read_text(self._program(name)) or "") for name in names
-        }
+        return {name: parse_digest(read_text(self._program(name)) or "") for name in names}
 
     def status(self, names: t.Iterable[str]) -> dict[str, Status]:
         known: dict[str, Status] = {}
         with contextlib.suppress(OSError, http.client.HTTPException):
-            known = {
-                str(info["name"]): parse_status(info)
-                for info in self._call("getAllProcessInfo")
-            }
+            known = {str(info["name"]): parse_status(info) for info in self._call("getAllProcessInfo")}
         installed = self.installed()
-        return {
-            name: known.get(name, Status("stopped"))
-            for name in names
-            if name in known or name in installed
-        }
+        return {name: known.get(name, Status("stopped")) for name in names if name in known or name in installed}
 
-    def prepare(self) -> None:
-        if len(os.fsencode(self.socket)) > SOCKET_PATH_LIMIT:
+    def check(self, changing: bool) -> None:
+        if changing and len(os.fsencode(self.socket)) > SOCKET_PATH_LIMIT:
             raise FleetError(
                 "stack.path_too_long",
                 f"the control socket {self.socket} has {len(os.fsencode(self.socket))} bytes",
                 f"at most {SOCKET_PATH_LIMIT}, a limit of Unix sockets",
                 "set vllm_root to a shorter path",
             )
+
+    def prepare(self) -> None:
         make_directory(self.base, 0o700)
         make_directory(self.programs, 0o700)
         self._install_supervisor()
@@ -231,9 +224,7 @@ class SupervisorBackend:
         return f"{self.programs}/{name}.conf"
 
     def _call(self, method: str, *arguments: t.Any, missing_ok: bool = False) -> t.Any:
-        proxy = xmlrpc.client.ServerProxy(
-            "http://localhost/RPC2", transport=_UnixTransport(self.socket)
-        )
+        proxy = xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_UnixTransport(self.socket))
         try:
             return getattr(proxy.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as exc:
@@ -256,17 +247,10 @@ class SupervisorBackend:
 
     def _alive(self, names: t.Sequence[str]) -> list[str]:
         try:
-            states = {
-                str(info["name"]): str(info["statename"])
-                for info in self._call("getAllProcessInfo")
-            }
+            states = {str(info["name"]): str(info["statename"]) for info in self._call("getAllProcessInfo")}
         except (OSError, http.client.HTTPException):
             return []
-        return [
-            name
-            for name in names
-            if states.get(name) in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")
-        ]
+        return [name for name in names if states.get(name) in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")]
 
     def _forget(self, name: str) -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -281,7 +265,7 @@ class SupervisorBackend:
             time.sleep(0.1)
         raise FleetError(
             "stack.supervisor",
-            f"supervisord did not start: {done.last_words}",
+            f"supervisord did not start: {next(iter(done.err.splitlines()), '') or done.last_words}",
             f"a control socket at {self.socket}",
             f"look at {self.layout.logs}/supervisord.log",
         )

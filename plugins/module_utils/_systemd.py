@@ -56,12 +56,8 @@ def parse_status(values: t.Mapping[str, str]) -> Status:
     """Our state from systemd's: ``activating (auto-restart)`` has died and waits to be started again."""
     active, sub = values.get("ActiveState", ""), values.get("SubState", "")
     pid = int(values.get("MainPID") or 0) or None
-    restarts = (
-        int(values["NRestarts"]) if values.get("NRestarts", "").isdigit() else None
-    )
-    detail = f"{active} ({sub})" + (
-        f", {values['Result']}" if values.get("Result", "success") != "success" else ""
-    )
+    restarts = int(values["NRestarts"]) if values.get("NRestarts", "").isdigit() else None
+    detail = f"{active} ({sub})" + (f", {values['Result']}" if values.get("Result", "success") != "success" else "")
     state = {
         "active": "running",
         "activating": "starting",
@@ -94,8 +90,8 @@ class SystemdBackend:
 
     # Backend
 
-    def prepare(self) -> None:
-        if self.allow_daemon_reload:
+    def check(self, changing: bool) -> None:
+        if self.allow_daemon_reload or not changing:
             return
         containers = gpu_containers(self.run)
         if containers:
@@ -106,6 +102,9 @@ class SystemdBackend:
                 "no GPU container while units change",
                 "stop them first, or accept it with vllm_runtime_allow_daemon_reload: true",
             )
+
+    def prepare(self) -> None:
+        """Nothing to do: systemd is there."""
 
     def installed(self) -> dict[str, str]:
         found = {}
@@ -118,9 +117,7 @@ class SystemdBackend:
                 text = read_text(f"{self.unit_directory}/{file}") or ""
                 if f"\n# root={self.layout.root}\n" in text:
                     digest = DIGEST.search(text)
-                    found[file[len(PREFIX) : -len(".service")]] = (
-                        digest.group(1) if digest else ""
-                    )
+                    found[file[len(PREFIX) : -len(".service")]] = digest.group(1) if digest else ""
         return found
 
     def status(self, names: t.Iterable[str]) -> dict[str, Status]:
@@ -154,9 +151,7 @@ class SystemdBackend:
             "state": f"{self.layout.workdir(desired.name)}/state",
             "environment": self.layout.environment(desired.name),
         }
-        unit = _render.systemd_unit(
-            desired.service, paths, self.user, self.group, desired.digest
-        )
+        unit = _render.systemd_unit(desired.service, paths, self.user, self.group, desired.digest)
         write_file(path, unit, 0o644)
 
     def remove(self, name: str) -> None:
@@ -194,12 +189,8 @@ class SystemdBackend:
     def _unit(self, name: str) -> str:
         return f"{PREFIX}{name}.service"
 
-    def _systemctl(
-        self, verb: str, *arguments: str, timeout: float = 90.0, check: bool = True
-    ) -> Completed:
-        done = self.run(
-            ["systemctl", "--no-ask-password", verb, *arguments], timeout=timeout
-        )
+    def _systemctl(self, verb: str, *arguments: str, timeout: float = 90.0, check: bool = True) -> Completed:
+        done = self.run(["systemctl", "--no-ask-password", verb, *arguments], timeout=timeout)
         if check and done.rc != 0:
             raise FleetError(
                 "stack.systemctl",
@@ -221,8 +212,6 @@ def gpu_containers(run: Run) -> list[str]:
     names = []
     for line in inspected.out.splitlines():
         fields = line.split("\t")
-        if len(fields) == 3 and (
-            json.loads(fields[1]) or json.loads(fields[2]) == "nvidia"
-        ):
+        if len(fields) == 3 and (json.loads(fields[1]) or json.loads(fields[2]) == "nvidia"):
             names.append(str(json.loads(fields[0])).lstrip("/"))
     return names

@@ -1,0 +1,53 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import fields
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
+
+ARGUMENT_SPEC: dict[str, t.Any] = {
+    "services": {"type": "raw", "required": True},
+    "facts": {"type": "dict", "required": True},
+    "root": {"type": "str", "default": "/var/lib/gpufleet-vllm"},
+    "model_root": {"type": "str", "required": True},
+    "device": {"type": "str", "choices": ["auto", "cuda", "cpu"], "default": "auto"},
+    "allow_cpu": {"type": "bool", "default": False},
+    "runtime": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
+    "bind_address": {"type": "str", "default": "127.0.0.1"},
+    "address": {"type": "str", "default": ""},
+    "drain_seconds": {"type": "int", "default": 120},
+    "ready_timeout": {"type": "int", "default": 1800},
+    "default_args": {"type": "dict", "default": {}},
+    "default_environment": {"type": "dict", "default": {}},
+    "cpu_args": {"type": "dict", "default": {}},
+    "cpu_environment": {"type": "dict", "default": {}},
+    "engine_path": {"type": "str", "default": ""},
+    "engine_versions": {"type": "dict", "default": {}},
+    "engine_managed": {"type": "bool", "default": True},
+    "fail_on_errors": {"type": "bool", "default": True},
+}
+
+
+class ActionModule(ActionBase):
+    """Plans on the controller: pure arithmetic, no connection to the host."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        result: dict[str, t.Any] = super().run(tmp, task_vars)
+        _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
+        plan = make_plan(options["services"], settings, options["facts"])
+        result.update(changed=False, plan=plan)
+        if plan["errors"] and options["fail_on_errors"]:
+            text = as_text(Finding(**finding) for finding in plan["findings"] if finding["severity"] == "error")
+            result.update(failed=True, msg=f"The plan has {plan['errors']} error(s), nothing was changed.\n{text}")
+        return result

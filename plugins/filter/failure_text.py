@@ -1,0 +1,45 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: failure_text
+short_description: The words of a failed task, whatever its shape
+version_added: 0.1.0
+author: gpufleet.vllm contributors (@gpufleet)
+description:
+  - Returns the message of a failed task result. For a loop these are the messages of the items that failed.
+positional: _input
+options:
+  _input:
+    description: The result of a failed task, such as C(ansible_failed_result).
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Keep why it failed
+  ansible.builtin.set_fact:
+    failure: "{{ ansible_failed_result | gpufleet.vllm.failure_text }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The message.
+  type: str
+"""
+
+import typing as t
+
+
+def failure_text(result: t.Mapping[str, t.Any]) -> str:
+    items = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
+    messages = [failure_text(item) for item in items] or [str(result.get("msg") or "the task failed without a message")]
+    return "\n".join(dict.fromkeys(messages))
+
+
+class FilterModule:
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"failure_text": failure_text}

@@ -1,0 +1,44 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""All facts of one host in one call."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _nvidia_probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
+    absolute_root,
+    make_backend,
+    resolve_runtime,
+    user_exists,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Layout, read_json
+
+
+def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[str], user: str) -> dict[str, t.Any]:
+    """What the module ``vllm_host_info`` returns."""
+    layout = Layout(absolute_root(root))
+    backend = make_backend(runtime, layout, user=user)
+    services = backend.status(sorted(backend.installed()))
+    pids = {name: status.pid for name, status in services.items() if status.pid}
+    applied = read_json(layout.plan) or {}
+    record = read_json(layout.record) or {}
+    nvidia = _nvidia_probe.gather(_nvidia_probe.run_command)
+    return {
+        **_host.system(),
+        "runtime": resolve_runtime(runtime),
+        "filesystems": _host.filesystems(paths),
+        "listening": _host.listeners(set(ports), pids),
+        "services": {name: status.as_dict() for name, status in services.items()},
+        "user_exists": user_exists(user),
+        "plan_digest": applied.get("digest"),
+        "record": {"digest": record.get("digest"), "recorded_at": record.get("recorded_at")} if record else None,
+        "gpus": nvidia.pop("gpus"),
+        "gpu_reason": str(nvidia.get("reason") or ""),
+        "nvidia": nvidia,
+    }

@@ -1,0 +1,213 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""From module options to a stack that matches them: what ``vllm_stack`` and ``vllm_record`` do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
+    absolute_root,
+    make_backend,
+    resolve_runtime,
+    service_owner,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
+    STARTED,
+    UNCHANGED,
+    Change,
+    Desired,
+    Layout,
+    Stack,
+    exclusive,
+    make_directory,
+    read_json,
+    read_text,
+    service_digest,
+    write_file,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._supervisor import SupervisorBackend
+
+# A stop waits for the longest drain among what it stops, and for this much more.
+STOP_SLACK_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the module ``vllm_stack``."""
+
+    root: str
+    runtime: str
+    services: t.Sequence[t.Mapping[str, t.Any]] = ()
+    secrets: t.Mapping[str, t.Mapping[str, str]] = field(default_factory=dict)
+    artifacts: t.Sequence[t.Mapping[str, t.Any]] = ()
+    engine: t.Mapping[str, t.Any] = field(default_factory=dict)
+    user: str = "vllm"
+    group: str = "vllm"
+    allow_daemon_reload: bool = False
+    requirements: str = ""
+    pip_args: t.Sequence[str] = ()
+
+
+def desired_services(options: Options) -> list[Desired]:
+    """Each service with the digest of what it needs a restart for, its artifact's commit and its engine included."""
+    artifacts = {str(artifact["path"]): artifact for artifact in options.artifacts}
+    result = []
+    for service in options.services:
+        artifact = artifacts.get(str(service["path"]), {})
+        extra = {
+            "artifact": artifact.get("manifest_digest") or artifact.get("commit"),
+            "engine": options.engine.get("digest") or options.engine.get("version"),
+            "runtime": resolve_runtime(options.runtime),
+            "user": f"{options.user}:{options.group}",
+        }
+        result.append(Desired(service, dict(options.secrets.get(service["name"], {})), service_digest(service, extra)))
+    return result
+
+
+def plan_document(options: Options, desired: t.Sequence[Desired]) -> dict[str, t.Any]:
+    """What plan.json holds: the applied plan without secrets, and its digest."""
+    plan = {
+        "runtime": resolve_runtime(options.runtime),
+        "engine": dict(options.engine),
+        "artifacts": [dict(artifact) for artifact in options.artifacts],
+        "services": [{**item.service, "digest": item.digest} for item in desired],
+    }
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return {"digest": digest, **plan}
+
+
+def as_text(document: t.Mapping[str, t.Any]) -> str:
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def diff_of(changes: t.Sequence[Change]) -> list[dict[str, str]]:
+    return [
+        {
+            "before_header": f"{change.name} (installed)",
+            "after_header": f"{change.name} (planned)",
+            "before": change.before,
+            "after": change.after,
+        }
+        for change in changes
+        if change.action not in (UNCHANGED, STARTED)
+    ]
+
+
+def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
+    """Bring the stack to the plan."""
+    layout = Layout(absolute_root(options.root))
+    backend = make_backend(
+        options.runtime,
+        layout,
+        user=options.user,
+        group=options.group,
+        allow_daemon_reload=options.allow_daemon_reload,
+        requirements=options.requirements,
+        pip_args=options.pip_args,
+    )
+    desired = desired_services(options)
+    plan = plan_document(options, desired)
+    owner = None if check_mode else service_owner(options.runtime, options.user, options.group)
+    stack = Stack(layout, backend, owner)
+    changes = stack.changes(desired)
+    changed = any(change.action != UNCHANGED for change in changes)
+    backend.check(changed)
+    plan_changed = read_text(layout.plan) != as_text(plan)
+    if not check_mode and (changed or plan_changed):
+        make_directory(layout.root, 0o755)
+        with exclusive(layout):
+            changes = stack.changes(desired)
+            if changed:
+                stack.apply(desired, changes, _stop_timeout(changes, options, layout))
+            write_file(layout.plan, as_text(plan), 0o600)
+    return {
+        "changed": changed or plan_changed,
+        "services": [change.as_dict() for change in changes],
+        "plan_digest": plan["digest"],
+        "runtime": resolve_runtime(options.runtime),
+        "diff": diff_of(changes),
+    }
+
+
+def _stop_timeout(changes: t.Sequence[Change], options: Options, layout: Layout) -> float:
+    """From the old plan as well: what is stopped was started with its own drain time."""
+    applied = (read_json(layout.plan) or {}).get("services") or []
+    timeouts = [int(service.get("stop_timeout") or 0) for service in [*applied, *options.services]]
+    return max([60, *timeouts]) + STOP_SLACK_SECONDS
+
+
+def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
+    """Stop and remove every service of the root, and all state of ours in it; nothing else in it is touched."""
+    layout = Layout(absolute_root(options.root))
+    backend = make_backend(options.runtime, layout, user=options.user, group=options.group, allow_daemon_reload=True)
+    changes = Stack(layout, backend).changes([])
+    leftovers = [path for path in _state_paths(layout) if os.path.lexists(path)]
+    changed = bool(changes or leftovers)
+    if changed and not check_mode:
+        timeout = _stop_timeout(changes, options, layout)
+        with exclusive(layout):
+            _remove_all(layout, backend, changes, timeout)
+        for path in [*_state_paths(layout), layout.lock]:
+            _remove(path)
+        _remove_empty(layout.root)
+    return {
+        "changed": changed,
+        "services": [change.as_dict() for change in changes],
+        "plan_digest": None,
+        "runtime": resolve_runtime(options.runtime),
+        "diff": diff_of(changes),
+    }
+
+
+def _remove_all(layout: Layout, backend: t.Any, changes: t.Sequence[Change], timeout: float) -> None:
+    names = [change.name for change in changes]
+    if names:
+        backend.stop(names, timeout)
+        for name in names:
+            backend.remove(name)
+    if isinstance(backend, SupervisorBackend):
+        backend.shutdown(timeout)
+
+
+def _state_paths(layout: Layout) -> list[str]:
+    return [layout.services, layout.logs, f"{layout.root}/supervisor", layout.plan, layout.record]
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def _remove_empty(path: str) -> None:
+    if os.path.isdir(path) and not os.listdir(path):
+        os.rmdir(path)
+
+
+def record(root: str, check_mode: bool) -> dict[str, t.Any]:
+    """Make the applied plan the record: what the host is known to have run successfully."""
+    layout = Layout(absolute_root(root))
+    plan = read_json(layout.plan)
+    before = read_json(layout.record) or {}
+    digest = plan.get("digest") if plan else None
+    changed = plan is not None and before.get("digest") != digest
+    if changed and plan and not check_mode:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_file(layout.record, as_text({**plan, "recorded_at": stamp}), 0o600)
+    return {
+        "changed": changed,
+        "digest": digest,
+        "diff": {"before": f"record {before.get('digest')}\n", "after": f"record {digest}\n"},
+    }

@@ -1,0 +1,180 @@
+#!/usr/bin/python
+
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_plan
+short_description: Resolve what a host should run, without touching it
+version_added: 0.1.0
+author:
+  - gpufleet.vllm contributors (@gpufleet)
+description:
+  - Turns the services of the inventory and the facts of a host into a plan, with each service's command line, environment, GPUs,
+    paths and port, the model artifacts and the engine.
+  - Runs on the controller and does no I/O. Whatever is wrong becomes a finding with what was seen, what was expected and
+    the remedy. All findings are reported at once.
+extends_documentation_fragment:
+  - gpufleet.vllm._attributes
+  - gpufleet.vllm._attributes.info_module
+options:
+  services:
+    description:
+      - The services, as C(vllm_services) has them. The documentation of the role P(gpufleet.vllm.vllm#role) lists the keys.
+    type: raw
+    required: true
+  facts:
+    description:
+      - What M(gpufleet.vllm.vllm_host_info) returned.
+    type: dict
+    required: true
+  root:
+    description:
+      - The directory on the host that holds everything this collection keeps there.
+    type: str
+    default: /var/lib/gpufleet-vllm
+  model_root:
+    description:
+      - The directory on the host under which models lie, each in a directory named like the model.
+    type: str
+    required: true
+  device:
+    description:
+      - V(auto) is V(cuda) where the host has GPUs, and V(cpu) where it has none and O(allow_cpu) is true.
+    type: str
+    choices: [auto, cuda, cpu]
+    default: auto
+  allow_cpu:
+    description:
+      - Whether a host without GPUs may run its services on the CPU.
+    type: bool
+    default: false
+  runtime:
+    description:
+      - The process manager. V(auto) is V(systemd) where it is the init system, and V(supervisor) elsewhere.
+    type: str
+    choices: [auto, systemd, supervisor]
+    default: auto
+  bind_address:
+    description:
+      - The address that services listen on, unless they set their own.
+    type: str
+    default: 127.0.0.1
+  address:
+    description:
+      - The address under which others reach the host, for the URLs of services that listen on all addresses.
+    type: str
+    default: ""
+  drain_seconds:
+    description:
+      - How long a service may finish its requests when it is stopped (vLLM's C(--shutdown-timeout)).
+    type: int
+    default: 120
+  ready_timeout:
+    description:
+      - How long a service may take to become ready, in seconds.
+    type: int
+    default: 1800
+  default_args:
+    description:
+      - vLLM flags for every service that does not set them itself.
+    type: dict
+    default: {}
+  default_environment:
+    description:
+      - Environment variables for every service.
+    type: dict
+    default: {}
+  cpu_args:
+    description:
+      - vLLM flags for services on the CPU engine.
+    type: dict
+    default: {}
+  cpu_environment:
+    description:
+      - Environment variables for services on the CPU engine.
+    type: dict
+    default: {}
+  engine_path:
+    description:
+      - The engine's virtual environment. By default C(engine/FLAVOR-VERSION) below O(root).
+    type: str
+    default: ""
+  engine_versions:
+    description:
+      - The vLLM version for each of V(cuda) and V(cpu).
+    type: dict
+    default: {}
+  engine_managed:
+    description:
+      - Whether the engine is installed by this collection. If not, O(engine_path) must hold one.
+    type: bool
+    default: true
+  fail_on_errors:
+    description:
+      - Whether findings of severity C(error) fail the task.
+    type: bool
+    default: true
+seealso:
+  - module: gpufleet.vllm.vllm_host_info
+  - module: gpufleet.vllm.vllm_stack
+"""
+
+EXAMPLES = r"""
+- name: Plan two services
+  gpufleet.vllm.vllm_plan:
+    facts: "{{ host }}"
+    model_root: /data/models/vlm
+    root: /var/lib/gpufleet-vllm
+    device: auto
+    allow_cpu: false
+    runtime: auto
+    bind_address: 127.0.0.1
+    address: 10.0.0.11
+    drain_seconds: 120
+    ready_timeout: 1800
+    default_args:
+      disable-access-log-for-endpoints: /health,/metrics,/ping
+    default_environment:
+      HF_HUB_OFFLINE: "1"
+    cpu_args:
+      enforce-eager: true
+    cpu_environment:
+      VLLM_CPU_KVCACHE_SPACE: "1"
+    engine_path: ""
+    engine_versions:
+      cuda: 0.33.0
+      cpu: 0.32.0
+    engine_managed: true
+    fail_on_errors: true
+    services:
+      - name: qwen-vl
+        model: Qwen/Qwen2.5-VL-7B-Instruct
+        served_model_name: Qwen2.5-VL
+        gpus: [0, 1]
+        port: 8000
+        max_model_len: 32000
+      - name: whisper
+        model: openai-mirror/whisper-large-v3
+        gpus: [2]
+        port: 8081
+  register: planned
+"""
+
+RETURN = r"""
+plan:
+  description:
+    - The plan. C(services) has, among others, C(command), C(environment), C(shell) (the command as a person would type it), C(url),
+      C(gpus) and C(path). C(artifacts) has the models to fetch, C(engine) the engine, C(findings) all findings and C(errors) how
+      many of them are errors.
+  returned: always
+  type: dict
+  sample:
+    device: cuda
+    runtime: systemd
+    errors: 0
+    findings: []
+"""
