@@ -4,11 +4,12 @@
 
 """``vllm serve MODEL [flags]`` without an engine: OpenAI routes, health, metrics, keys, drain, and faults.
 
-Faults come from the file that ``ENGINE_SIM_FAULTS`` names (JSON, read for each request and at start), so that a test can
-change them while the server runs:
+Faults come from the file that ``ENGINE_SIM_FAULTS`` names (JSON, read for each request and at start), so that a test
+can change them while the server runs:
 
 ``start_seconds``      how long it "loads" before it listens
-``die_after``          seconds until it exits with status 1, as an engine that runs out of memory does; before it listens too
+``die_after``          seconds until it exits with status 1, as an engine that runs out of memory does; before it
+listens too
 ``die_message``        its last words on stderr
 ``hang``               true: /health stays good, every other request never ends
 ``answer``             the text of every answer instead of the right one

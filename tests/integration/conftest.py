@@ -1,0 +1,43 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet_box import MODEL, Box
+from model_hub import Hub, add_model
+
+
+def make_model(directory: Path, seed: int = 1, architecture: str = "LlamaForCausalLM", **config: object) -> Path:
+    """A model directory that the simulator can serve: a config and some bytes of weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"architectures": [architecture], **config}))
+    (directory / "model.safetensors").write_bytes(random.Random(seed).randbytes(2_000_000))
+    return directory
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub with three small models of different kinds."""
+    root = tmp_path / "hub"
+    root.mkdir()
+    add_model(root, MODEL, make_model(tmp_path / "tiny"), tag="v1")
+    add_model(root, "acme/whisper", make_model(tmp_path / "whisper", 2, "WhisperForConditionalGeneration"))
+    add_model(
+        root, "acme/vision", make_model(tmp_path / "vision", 3, "Qwen2_5_VLForConditionalGeneration", vision_config={})
+    )
+    add_model(root, "acme/embed", make_model(tmp_path / "embed", 4, "BertModel"))
+    with Hub(root) as running:
+        yield running
+
+
+@pytest.fixture
+def box(hub: Hub) -> Iterator[Box]:
+    with Box(hub.endpoint) as made:
+        yield made

@@ -1,0 +1,187 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A host to deploy to in tests: this machine, a root of its own, the simulator as engine, and the real playbooks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import typing as t
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+MODEL = "acme/tiny"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def controller_environment(**extra: str) -> dict[str, str]:
+    """What ansible-playbook gets: the repository's configuration, and nothing of the caller's fleet variables."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "GPUFLEET_", "VLLM_"))
+    }
+    return {
+        **kept,
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_INJECT_FACT_VARS": "false",
+        "ANSIBLE_LOCALHOST_WARNING": "false",
+        "ANSIBLE_NOCOLOR": "1",
+        "LC_ALL": "C.UTF-8",
+        **extra,
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One ansible-playbook: its exit status, what it printed, and the recap of each host."""
+
+    rc: int
+    output: str
+
+    @property
+    def recap(self) -> dict[str, dict[str, int]]:
+        names = ("ok", "changed", "unreachable", "failed")
+        return {
+            match[1]: dict(zip(names, (int(number) for number in match.groups()[1:]), strict=True))
+            for match in RECAP.finditer(self.output)
+        }
+
+    @property
+    def changed(self) -> int:
+        return sum(host["changed"] for host in self.recap.values())
+
+
+@dataclass
+class Box:
+    """One host. ``variables`` are its inventory variables; a context manager that leaves nothing behind."""
+
+    hub: str
+    name: str = "box"
+    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="gf-", dir="/tmp")))
+    variables: dict[str, t.Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Short on purpose: a Unix socket lies below it.
+        self.root = self.directory / "root"
+        self.engine = self.directory / "engine"
+        self.faults = self.directory / "faults.json"
+        self.report_file = self.directory / "report.json"
+        self._make_engine()
+
+    def __enter__(self) -> Box:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pid_file = self.root / "supervisor" / "supervisord.pid"
+        if pid_file.exists():
+            run = self.play("teardown")
+            assert run.rc == 0, run.output
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _make_engine(self) -> None:
+        vllm = self.engine / "bin" / "vllm"
+        vllm.parent.mkdir(parents=True)
+        vllm.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY / "tests/lab"} exec {sys.executable} -m engine_sim "$@"\n')
+        vllm.chmod(0o755)
+
+    def service(self, name: str, **extra: t.Any) -> dict[str, t.Any]:
+        return {"name": name, "model": MODEL, "port": free_port(), "drain_seconds": 1, **extra}
+
+    def break_engine(self, **faults: t.Any) -> None:
+        """Make the simulator misbehave from now on; without arguments it is well again."""
+        self.faults.write_text(json.dumps(faults))
+
+    def inventory(self, services: t.Any, **variables: t.Any) -> Path:
+        path = self.directory / "hosts.json"
+        host = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "vllm_root": str(self.root),
+            "vllm_runtime": "supervisor",
+            "vllm_allow_cpu": True,
+            "vllm_engine_managed": False,
+            "vllm_engine_path": str(self.engine),
+            "vllm_hub_endpoint": self.hub,
+            "vllm_ready_timeout": 60,
+            "vllm_report_path": str(self.report_file),
+            "vllm_default_environment": {"ENGINE_SIM_FAULTS": str(self.faults)},
+            "vllm_services": services,
+            **self.variables,
+            **variables,
+        }
+        path.write_text(json.dumps({"gpu_hosts": {"hosts": {self.name: host}}}))
+        return path
+
+    def play(self, playbook: str, services: t.Any = (), *arguments: str, **variables: t.Any) -> Run:
+        inventory = self.inventory(list(services) if isinstance(services, tuple) else services, **variables)
+        return play(playbook, inventory, *arguments)
+
+    def deploy(self, services: t.Any, *arguments: str, **variables: t.Any) -> Run:
+        return self.play("deploy", services, *arguments, **variables)
+
+    def report(self) -> dict[str, t.Any]:
+        """The JSON report of the last run."""
+        document: dict[str, t.Any] = json.loads(self.report_file.read_text())
+        return document
+
+    def plan(self) -> dict[str, t.Any]:
+        document: dict[str, t.Any] = json.loads((self.root / "plan.json").read_text())
+        return document
+
+    def pid(self, service: str) -> int | None:
+        """The main process of a service, from supervisor itself."""
+        shown = subprocess.run(
+            [self.root / "supervisor/venv/bin/supervisorctl", "-c", self.root / "supervisor/supervisord.conf",
+             "pid", service],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        text = shown.stdout.strip()
+        return int(text) if text.isdigit() and int(text) else None
+
+
+def play(playbook: str, inventory: Path, *arguments: str, timeout: float = 300, **environment: str) -> Run:
+    """Run a playbook of the collection by its name, as an installed collection is run."""
+    command = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        "-i",
+        str(inventory),
+        f"gpufleet.vllm.{playbook}",
+        *arguments,
+    ]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=controller_environment(**environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout)
+
+
+@contextlib.contextmanager
+def listening(port: int) -> t.Iterator[None]:
+    """Something else on a port."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        yield
