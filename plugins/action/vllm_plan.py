@@ -8,7 +8,6 @@ import typing as t
 from dataclasses import fields
 
 from ansible.plugins.action import ActionBase
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
 

@@ -10,7 +10,6 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_run import argument_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils._wait import Watch, not_ready, progress_line, wrong_answers
 

@@ -10,7 +10,6 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import all_well, as_text
 

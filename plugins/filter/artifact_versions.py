@@ -10,8 +10,8 @@ short_description: What tells one state of a model artifact from another
 version_added: 0.1.0
 author: gpufleet.vllm contributors (@gpufleet)
 description:
-  - Keeps of each M(gpufleet.vllm.modelscope_model) result what O(gpufleet.vllm.vllm_stack#module:artifacts) needs, so that
-    transfer figures never look like a change.
+  - Keeps of each M(gpufleet.vllm.modelscope_model) result what O(gpufleet.vllm.vllm_stack#module:artifacts) needs, so
+    that transfer figures never look like a change.
 positional: _input
 options:
   _input:
@@ -42,7 +42,8 @@ KEYS = ("path", "commit", "manifest_digest")
 
 def artifact_versions(results: t.Iterable[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:
     return [
-        {**{key: result.get(key) for key in KEYS}, "model": (result.get("item") or {}).get("model")} for result in results
+        {**{key: result.get(key) for key in KEYS}, "model": (result.get("item") or {}).get("model")}
+        for result in results
     ]
 
 

@@ -10,8 +10,8 @@ short_description: The secret environment of each service
 version_added: 0.1.0
 author: gpufleet.vllm contributors (@gpufleet)
 description:
-  - Turns C(vllm_services) into what O(gpufleet.vllm.vllm_stack#module:secrets) takes, so that secrets travel beside the plan and
-    never inside it.
+  - Turns C(vllm_services) into what O(gpufleet.vllm.vllm_stack#module:secrets) takes, so that secrets travel beside
+    the plan and never inside it.
 positional: _input
 options:
   _input:

@@ -160,7 +160,10 @@ def _process_name(pid: int) -> str:
 
 
 def listeners(ports: t.Collection[int], services: t.Mapping[str, int]) -> list[dict[str, t.Any]]:
-    """Who listens on the wanted ports, or on any where none is named; ``services`` maps our services to their main pids, so that ours are told apart."""
+    """Who listens on the wanted ports, or on any where none is named.
+
+    ``services`` maps our services to their main pids, so that ours are told apart.
+    """
     found = [
         listener
         for table in ("/proc/net/tcp", "/proc/net/tcp6")

@@ -28,7 +28,7 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
     pids = {name: status.pid for name, status in services.items() if status.pid}
     applied = read_json(layout.plan) or {}
     record = read_json(layout.record) or {}
-    nvidia = _nvidia_probe.gather(_nvidia_probe.run_command)
+    nvidia = _nvidia_probe.gather()
     return {
         **_host.system(),
         "runtime": resolve_runtime(runtime),

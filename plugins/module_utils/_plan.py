@@ -57,7 +57,8 @@ Facts = t.Mapping[str, t.Any]
 def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str, t.Any]:
     """Resolve everything one host should run.
 
-    ``facts`` is what the module ``vllm_host_info`` returned. The result is plain data: ``device``, ``runtime``, ``engine``,
+    ``facts`` is what the module ``vllm_host_info`` returned. The result is plain data: ``device``, ``runtime``,
+    ``engine``,
     ``services``, ``artifacts`` and ``findings``. With an error among the findings nothing may be changed on the host.
     """
     services, findings = parse_services(raw_services)
@@ -112,7 +113,7 @@ def choose_device(services: t.Sequence[Service], settings: Settings, facts: Fact
         return "cuda", [
             Finding(
                 "plan.no_gpu", ERROR, f"{reason}, but the service asks for GPUs", "the GPUs that gpus: names",
-                "put the service on a host with GPUs, or delete gpus: and set vllm_allow_cpu: true to run it on the CPU",
+                "put it on a host with GPUs, or delete gpus: and set vllm_allow_cpu: true to run it on the CPU",
                 service.name,
             )
             for service in wanting
@@ -169,7 +170,7 @@ def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]
 
 
 def plan_engine(device: str, settings: Settings) -> dict[str, t.Any]:
-    """The engine's venv; one directory per flavour and version, so that an upgrade never writes into a running engine."""
+    """The engine's venv: one directory a flavour and version, so that an upgrade never writes into a running engine."""
     version = str(settings.engine_versions.get(device, ""))
     path = settings.engine_path or f"{settings.root}/engine/{device}-{version}"
     return {
@@ -219,7 +220,7 @@ def _card(card: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 def _has_mig(card: t.Mapping[str, t.Any]) -> bool:
-    return bool((card.get("mig") or {}).get("mode_current") == "enabled")
+    return bool((card.get("mig") or {}).get("current") == "enabled")
 
 
 def _find_card(
@@ -288,7 +289,7 @@ def _cpu_beside_gpus(service: str) -> Finding:
 
 
 def tensor_parallel_size(service: Service, gpus: int, device: str) -> tuple[int, list[Finding]]:
-    """GPUs = tensor parallel x pipeline parallel x data parallel (vLLM's world size); tensor parallel follows if unset."""
+    """GPUs = tensor x pipeline x data parallel (vLLM's world size); tensor parallel follows if unset."""
     if device == "cpu":
         return service.tensor_parallel_size or 1, []
     others = _count(service.args, "pipeline-parallel-size") * _count(service.args, "data-parallel-size")
@@ -431,7 +432,7 @@ def resolve_service(
     gpus: t.Sequence[t.Mapping[str, t.Any]],
     tensor_parallel: int,
 ) -> dict[str, t.Any]:
-    """One service of the plan: what the inventory declared (``declared``), and what the collection adds to run it safely."""
+    """One service of the plan: what the inventory declared, and what the collection adds to run it safely."""
     path = artifact_path(service, settings)
     served = service.served_model_name or service.model.split("/")[1]
     address = bind_address(service, settings)

@@ -134,7 +134,7 @@ def wait_for_health(
     clock: t.Callable[[], float] = time.monotonic,
     sleep: t.Callable[[float], None] = time.sleep,
 ) -> dict[str, Readiness]:
-    """Poll all endpoints side by side for at most ``seconds``; ends early when all are ready or waiting is pointless."""
+    """Poll all endpoints side by side for at most ``seconds``; ends early when all are ready or waiting is idle."""
     deadline = clock() + seconds
     seen: dict[str, Readiness] = {}
     while True:
@@ -199,7 +199,7 @@ def interrogate(endpoint: Endpoint) -> Report:
     report = Report(endpoint.name, endpoint.url)
     report.results.append(_timed(_check_models, engine, endpoint, report))
     if endpoint.api_key:
-        report.results.append(_timed(_check_key, engine, endpoint))
+        report.results.append(_timed(_check_key, engine))
     if report.results[0].ok:
         probes, failure = _probes(engine, endpoint)
         report.results += [failure] if failure else []
@@ -256,7 +256,7 @@ def _check_models(engine: Engine, endpoint: Endpoint, report: Report) -> Result:
     return result
 
 
-def _check_key(engine: Engine, endpoint: Endpoint) -> Result:
+def _check_key(engine: Engine) -> Result:
     """Without a key and with a wrong one the engine must refuse."""
     result = Result("key", "GET /v1/models without the key, and with a wrong one", "401")
     try:
@@ -368,7 +368,7 @@ def _ask_transcription(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str,
     return _judge_answer(send, result, lambda value: str(value["text"]))
 
 
-def _ask_embedding(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
+def _ask_embedding(engine: Engine, endpoint: Endpoint, _probe: t.Mapping[str, t.Any]) -> Result:
     """Two sentences of one meaning must lie closer than two of different meanings."""
     result = Result(
         "embedding",

@@ -6,8 +6,8 @@
 
 """One slice of probing on a host: the state of the processes, their readiness, and then the questions.
 
-The action plugin ``vllm_probe`` strings slices together, so that a long wait shows its progress on the controller and survives a
-connection that is cut between two of them.
+The action plugin ``vllm_probe`` strings slices together, so that a long wait shows its progress on the controller and
+survives a connection that is cut between two of them.
 """
 
 from __future__ import annotations

@@ -94,8 +94,10 @@ def systemd_unit(
 ) -> str:
     """The hardened unit of one service.
 
-    ``service`` is an entry of the plan, ``paths`` has ``root``, ``state`` (the one directory that the service may write) and
-    ``environment`` (the 0600 file that systemd reads as root). Not set, on purpose: ``PrivateDevices`` (hides /dev/nvidia*), ``MemoryDenyWriteExecute`` and
+    ``service`` is an entry of the plan, ``paths`` has ``root``, ``state`` (the one directory that the service may
+    write) and
+    ``environment`` (the 0600 file that systemd reads as root). Not set, on purpose: ``PrivateDevices`` (hides
+    /dev/nvidia*), ``MemoryDenyWriteExecute`` and
     ``SystemCallFilter`` (CUDA and torch compile code while they run).
     """
     title = systemd_text(f"vLLM service {service['name']} ({service['model']})")

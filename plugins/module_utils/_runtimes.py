@@ -15,7 +15,7 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host import service_manager
-from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Run, run
+from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Runner, run_command
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout
 from ansible_collections.gpufleet.vllm.plugins.module_utils._supervisor import SupervisorBackend
 from ansible_collections.gpufleet.vllm.plugins.module_utils._systemd import SystemdBackend
@@ -47,7 +47,7 @@ def make_backend(
     allow_daemon_reload: bool = False,
     requirements: str = "",
     pip_args: t.Sequence[str] = (),
-    runner: Run = run,
+    runner: Runner = run_command,
 ) -> Backend:
     if resolve_runtime(runtime) == "systemd":
         return SystemdBackend(layout, runner, user, group, allow_daemon_reload)
@@ -80,7 +80,7 @@ def user_exists(user: str) -> bool:
 def absolute_root(root: str) -> str:
     """The root without trailing slashes; a system directory is refused, since teardown removes a root."""
     cleaned = os.path.normpath(root)
-    if not os.path.isabs(cleaned) or cleaned.count("/") < 2 and cleaned not in ("/gpufleet", "/vllm"):
+    if not os.path.isabs(cleaned) or (cleaned.count("/") < 2 and cleaned not in ("/gpufleet", "/vllm")):
         raise FleetError(
             "stack.bad_root",
             f"vllm_root is {root}",

@@ -45,7 +45,7 @@ PROBE_KINDS = ("chat", "completion", "vision", "transcription", "embedding")
 
 @dataclass(frozen=True)
 class Probe:
-    """One real request: ``kind`` of request, ``prompt`` to send, ``expect`` a regular expression searched in the answer."""
+    """One real request; ``expect`` is a regular expression searched in the answer."""
 
     kind: str
     prompt: str = ""
@@ -63,7 +63,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Service:
-    """A validated service. ``gpus`` is a count, or a list of indices and UUIDs; ``None`` leaves the choice to the plan."""
+    """A validated service. ``gpus`` is a count, or indices and UUIDs; ``None`` leaves the choice to the plan."""
 
     name: str
     model: str
@@ -72,10 +72,10 @@ class Service:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     served_model_name: str = ""
-    gpus: None | int | tuple[int | str, ...] = None
+    gpus: int | tuple[int | str, ...] | None = None
     port: int = 8000
     bind_address: str = ""
-    max_model_len: None | int | str = None
+    max_model_len: int | str | None = None
     tensor_parallel_size: int | None = None
     drain_seconds: int | None = None
     ready_timeout: int | None = None

@@ -44,7 +44,7 @@ HIDDEN = "********"
 
 @dataclass(frozen=True)
 class Status:
-    """``state`` is running, starting, stopped or failed; ``restarts`` and ``since`` (epoch) where the manager knows them."""
+    """``state`` is running, starting, stopped or failed; ``restarts`` and ``since`` (epoch) where they are known."""
 
     state: str
     pid: int | None = None
@@ -146,7 +146,7 @@ class Backend(t.Protocol):
 
 
 def service_digest(service: t.Mapping[str, t.Any], extra: t.Mapping[str, t.Any]) -> str:
-    """What makes a restart necessary: command, environment, drain, user, and the artifact and engine behind the paths."""
+    """What needs a restart: command, environment, drain, user, and the artifact and engine behind the paths."""
     relevant = {
         "command": service["command"],
         "environment": service["environment"],

@@ -129,7 +129,7 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
         with exclusive(layout):
             changes = stack.changes(desired)
             if changed:
-                stack.apply(desired, changes, _stop_timeout(changes, options, layout))
+                stack.apply(desired, changes, _stop_timeout(options, layout))
             write_file(layout.plan, as_text(plan), 0o600)
     return {
         "changed": changed or plan_changed,
@@ -140,7 +140,7 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
     }
 
 
-def _stop_timeout(changes: t.Sequence[Change], options: Options, layout: Layout) -> float:
+def _stop_timeout(options: Options, layout: Layout) -> float:
     """From the old plan as well: what is stopped was started with its own drain time."""
     applied = (read_json(layout.plan) or {}).get("services") or []
     timeouts = [int(service.get("stop_timeout") or 0) for service in [*applied, *options.services]]
@@ -155,9 +155,9 @@ def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
     leftovers = [path for path in _state_paths(layout) if os.path.lexists(path)]
     changed = bool(changes or leftovers)
     if changed and not check_mode:
-        timeout = _stop_timeout(changes, options, layout)
+        timeout = _stop_timeout(options, layout)
         with exclusive(layout):
-            _remove_all(layout, backend, changes, timeout)
+            _remove_all(backend, changes, timeout)
         for path in [*_state_paths(layout), layout.lock]:
             _remove(path)
         _remove_empty(layout.root)
@@ -170,7 +170,7 @@ def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
     }
 
 
-def _remove_all(layout: Layout, backend: t.Any, changes: t.Sequence[Change], timeout: float) -> None:
+def _remove_all(backend: t.Any, changes: t.Sequence[Change], timeout: float) -> None:
     names = [change.name for change in changes]
     if names:
         backend.stop(names, timeout)

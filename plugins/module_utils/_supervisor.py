@@ -22,7 +22,7 @@ import xmlrpc.client
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Run
+from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Runner
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
     Desired,
     Layout,
@@ -89,7 +89,7 @@ class SupervisorBackend:
     def __init__(
         self,
         layout: Layout,
-        run: Run,
+        run: Runner,
         requirements: str = "",
         pip_args: t.Sequence[str] = (),
     ) -> None:
@@ -257,7 +257,7 @@ class SupervisorBackend:
             self._call("removeProcessGroup", name, missing_ok=True)
 
     def _start_daemon(self) -> None:
-        done = self.run([f"{self.venv}/bin/supervisord", "-c", self.config], timeout=60)
+        done = self.run([f"{self.venv}/bin/supervisord", "-c", self.config], 60)
         deadline = time.monotonic() + 20
         while done.rc == 0 and time.monotonic() < deadline:
             if self._answers():
@@ -284,7 +284,7 @@ class SupervisorBackend:
              "--require-hashes", *self.pip_args, "-r", lock],
         )  # fmt: skip
         for step in steps:
-            done = self.run(step, timeout=900)
+            done = self.run(step, 900)
             if done.rc != 0:
                 raise FleetError(
                     "stack.supervisor_install",

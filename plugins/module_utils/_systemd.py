@@ -16,10 +16,7 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils._process import (
-    Completed,
-    Run,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._process import CommandResult, Runner
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
     Desired,
     Layout,
@@ -75,7 +72,7 @@ class SystemdBackend:
     def __init__(
         self,
         layout: Layout,
-        run: Run,
+        run: Runner,
         user: str,
         group: str,
         allow_daemon_reload: bool = False,
@@ -98,7 +95,7 @@ class SystemdBackend:
             # https://github.com/NVIDIA/nvidia-container-toolkit/issues/48
             raise FleetError(
                 "stack.daemon_reload",
-                f"GPU containers run on this host ({', '.join(containers)}), and a daemon-reload can take their GPUs away",
+                f"GPU containers run here ({', '.join(containers)}), and a daemon-reload can take their GPUs away",
                 "no GPU container while units change",
                 "stop them first, or accept it with vllm_runtime_allow_daemon_reload: true",
             )
@@ -171,16 +168,7 @@ class SystemdBackend:
 
     def tail(self, name: str, lines: int) -> list[str]:
         shown = self.run(
-            [
-                "journalctl",
-                "--unit",
-                self._unit(name),
-                "--lines",
-                str(lines),
-                "--output",
-                "cat",
-                "--no-pager",
-            ]
+            ["journalctl", "--unit", self._unit(name), "--lines", str(lines), "--output", "cat", "--no-pager"], 30
         )
         return [line.rstrip() for line in shown.out.splitlines() if line.strip()]
 
@@ -189,8 +177,8 @@ class SystemdBackend:
     def _unit(self, name: str) -> str:
         return f"{PREFIX}{name}.service"
 
-    def _systemctl(self, verb: str, *arguments: str, timeout: float = 90.0, check: bool = True) -> Completed:
-        done = self.run(["systemctl", "--no-ask-password", verb, *arguments], timeout=timeout)
+    def _systemctl(self, verb: str, *arguments: str, timeout: float = 90.0, check: bool = True) -> CommandResult:
+        done = self.run(["systemctl", "--no-ask-password", verb, *arguments], timeout)
         if check and done.rc != 0:
             raise FleetError(
                 "stack.systemctl",
@@ -201,14 +189,14 @@ class SystemdBackend:
         return done
 
 
-def gpu_containers(run: Run) -> list[str]:
+def gpu_containers(run: Runner) -> list[str]:
     """Names of the running containers that were given GPUs; empty without Docker."""
-    listed = run(["docker", "ps", "--quiet"], timeout=20)
+    listed = run(["docker", "ps", "--quiet"], 20)
     identifiers = listed.out.split()
     if listed.rc != 0 or not identifiers:
         return []
     form = "{{json .Name}}\t{{json .HostConfig.DeviceRequests}}\t{{json .HostConfig.Runtime}}"
-    inspected = run(["docker", "inspect", "--format", form, *identifiers], timeout=20)
+    inspected = run(["docker", "inspect", "--format", form, *identifiers], 20)
     names = []
     for line in inspected.out.splitlines():
         fields = line.split("\t")

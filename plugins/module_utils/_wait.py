@@ -4,7 +4,7 @@
 
 # This module util is **private** to the collection: it can change at any time without notice.
 
-"""Waiting for engines, as the controller sees it: progress lines, deaths, deadlines and the words for a failure. Pure."""
+"""Waiting for engines, as the controller sees it: progress, deaths, deadlines, and the words for a failure. Pure."""
 
 from __future__ import annotations
 

@@ -105,11 +105,12 @@ filesystems:
   returned: success
   type: list
   elements: dict
-  sample: [{"path": "/data/models", "device": 2049, "total_bytes": 8000000000000, "free_bytes": 7000000000000, "free_inodes": 100000000}]
+  sample: [{"path": "/data/models", "device": 2049, "total_bytes": 8000000000000, "free_bytes": 7000000000000,
+    "free_inodes": 100000000}]
 listening:
   description:
-    - The listeners on O(ports), each with C(address), C(port), C(pid), C(process) and C(service), which names the service of this
-      collection that the listener belongs to.
+    - The listeners on O(ports), each with C(address), C(port), C(pid), C(process) and C(service), which names the
+      service of this collection that the listener belongs to.
   returned: success
   type: list
   elements: dict
@@ -138,7 +139,8 @@ record:
   description: What the host last ran successfully, with C(digest) and C(recorded_at), or V(null).
   returned: success
   type: dict
-  sample: {"digest": "0f343b0931126a20f133d67c2b018a3b3e8e9d7a0c7cf7e7d5a7a7d1e2f3a4b5", "recorded_at": "2026-01-01T00:00:00Z"}
+  sample: {"digest": "0f343b0931126a20f133d67c2b018a3b3e8e9d7a0c7cf7e7d5a7a7d1e2f3a4b5", "recorded_at":
+    "2026-01-01T00:00:00Z"}
 gpus:
   description: As RV(gpufleet.vllm.nvidia_info#module:gpus).
   returned: success
@@ -158,7 +160,6 @@ nvidia:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host_info import gather
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import argument_spec

@@ -13,17 +13,18 @@ version_added: 0.1.0
 author:
   - gpufleet.vllm contributors (@gpufleet)
 description:
-  - Turns the services of the inventory and the facts of a host into a plan, with each service's command line, environment, GPUs,
-    paths and port, the model artifacts and the engine.
-  - Runs on the controller and does no I/O. Whatever is wrong becomes a finding with what was seen, what was expected and
-    the remedy. All findings are reported at once.
+  - Turns the services of the inventory and the facts of a host into a plan, with each service's command line,
+    environment, GPUs, paths and port, the model artifacts and the engine.
+  - Runs on the controller and does no I/O. Whatever is wrong becomes a finding with what was seen, what was expected
+    and the remedy. All findings are reported at once.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
   - gpufleet.vllm._attributes.info_module
 options:
   services:
     description:
-      - The services, as C(vllm_services) has them. The documentation of the role P(gpufleet.vllm.vllm#role) lists the keys.
+      - The services, as C(vllm_services) has them. The documentation of the role P(gpufleet.vllm.vllm#role) lists the
+        keys.
     type: raw
     required: true
   facts:
@@ -167,9 +168,9 @@ EXAMPLES = r"""
 RETURN = r"""
 plan:
   description:
-    - The plan. C(services) has, among others, C(command), C(environment), C(shell) (the command as a person would type it), C(url),
-      C(gpus) and C(path). C(artifacts) has the models to fetch, C(engine) the engine, C(findings) all findings and C(errors) how
-      many of them are errors.
+    - The plan. C(services) has, among others, C(command), C(environment), C(shell) (the command as a person would
+      type it), C(url), C(gpus) and C(path). C(artifacts) has the models to fetch, C(engine) the engine, C(findings)
+      all findings and C(errors) how many of them are errors.
   returned: always
   type: dict
   sample:

@@ -14,11 +14,11 @@ author:
   - gpufleet.vllm contributors (@gpufleet)
 description:
   - Waits until C(/health) of every endpoint answers 200, with progress on the controller's terminal.
-  - Then checks C(/v1/models), that a service with an API key refuses requests without it and with a wrong one, and sends a real
-    request for what the model can do. That is a streamed chat, a chat about an image, the transcription of a spoken clip,
-    embeddings, or a completion. The answers are checked, not only their status.
-  - Only while it waits are connection errors retried. A service that dies meanwhile ends the wait, and so does its deadline. The
-    message then says what was last seen, with the end of the engine's log.
+  - Then checks C(/v1/models), that a service with an API key refuses requests without it and with a wrong one, and
+    sends a real request for what the model can do. That is a streamed chat, a chat about an image, the transcription
+    of a spoken clip, embeddings, or a completion. The answers are checked, not only their status.
+  - Only while it waits are connection errors retried. A service that dies meanwhile ends the wait, and so does its
+    deadline. The message then says what was last seen, with the end of the engine's log.
   - An action plugin splits the wait into short module calls, so a long load does not hang on one connection.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
@@ -35,16 +35,19 @@ options:
   endpoints:
     description:
       - The services to probe, as in C(services) of RV(gpufleet.vllm.vllm_plan#module:plan). Used are C(name), C(url),
-        C(served_model_name), C(path) (the model directory, whose C(config.json) tells vision models), C(ready_timeout) and C(probes).
-      - C(probes) is a list of mappings with C(kind) (V(chat), V(completion), V(vision), V(transcription) or V(embedding)), and
-        optionally C(prompt), C(expect) (a regular expression searched in the answer) and C(max_tokens). If it is missing or
-        V(null), the probes follow from the engine's routes and the model's architecture. An empty list sends none.
+        C(served_model_name), C(path) (the model directory, whose C(config.json) tells vision models),
+        C(ready_timeout) and C(probes).
+      - C(probes) is a list of mappings with C(kind) (V(chat), V(completion), V(vision), V(transcription) or
+        V(embedding)), and optionally C(prompt), C(expect) (a regular expression searched in the answer) and
+        C(max_tokens). If it is missing or V(null), the probes follow from the engine's routes and the model's
+        architecture. An empty list sends none.
     type: list
     elements: dict
     required: true
   secrets:
     description:
-      - For each service the secret environment, of which C(VLLM_API_KEY) is used. See P(gpufleet.vllm.service_secrets#filter).
+      - For each service the secret environment, of which C(VLLM_API_KEY) is used. See
+        P(gpufleet.vllm.service_secrets#filter).
     type: dict
     default: {}
   root:
@@ -123,8 +126,9 @@ EXAMPLES = r"""
 RETURN = r"""
 reports:
   description:
-    - For each endpoint C(name), C(url), C(ok), C(version) (of vLLM), C(model_id), C(max_model_len) and C(results). Each result has
-      C(kind), C(asked), C(expected), C(answered), C(ok), C(reason), C(seconds) and C(first_token_seconds).
+    - For each endpoint C(name), C(url), C(ok), C(version) (of vLLM), C(model_id), C(max_model_len) and C(results).
+      Each result has C(kind), C(asked), C(expected), C(answered), C(ok), C(reason), C(seconds) and
+      C(first_token_seconds).
   returned: when the endpoints were asked
   type: list
   elements: dict
@@ -139,7 +143,6 @@ reports:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_run import argument_spec, ask, wait_slice
 

@@ -13,8 +13,8 @@ version_added: 0.1.0
 author:
   - gpufleet.vllm contributors (@gpufleet)
 description:
-  - Copies C(plan.json) below O(root), which M(gpufleet.vllm.vllm_stack) wrote, to C(record.json), what the host last ran
-    successfully. Run it after M(gpufleet.vllm.vllm_probe) succeeded.
+  - Copies C(plan.json) below O(root), which M(gpufleet.vllm.vllm_stack) wrote, to C(record.json), what the host last
+    ran successfully. Run it after M(gpufleet.vllm.vllm_probe) succeeded.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
 attributes:
@@ -49,7 +49,6 @@ digest:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import argument_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack_apply import record

@@ -13,8 +13,8 @@ version_added: 0.1.0
 author:
   - gpufleet.vllm contributors (@gpufleet)
 description:
-  - Prints for each host its services with their URL, model and revision, what they were asked, what they answered and how fast, or
-    why they failed, and writes the same as JSON if asked to.
+  - Prints for each host its services with their URL, model and revision, what they were asked, what they answered and
+    how fast, or why they failed, and writes the same as JSON if asked to.
   - Runs on the controller. Use it once for the play.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
@@ -27,7 +27,8 @@ options:
     default: vLLM fleet
   hosts:
     description:
-      - For each host C(engine), C(runtime), C(services) and C(failure), as P(gpufleet.vllm.host_report#filter) makes them.
+      - For each host C(engine), C(runtime), C(services) and C(failure), as P(gpufleet.vllm.host_report#filter) makes
+        them.
     type: dict
     required: true
   following:

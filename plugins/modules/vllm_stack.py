@@ -13,8 +13,8 @@ version_added: 0.1.0
 author:
   - gpufleet.vllm contributors (@gpufleet)
 description:
-  - Brings the services under O(root) to those of O(services). What is new is created, what changed is stopped, rewritten and
-    started again, what is gone is removed, what died is started, and everything else is left running.
+  - Brings the services under O(root) to those of O(services). What is new is created, what changed is stopped,
+    rewritten and started again, what is gone is removed, what died is started, and everything else is left running.
   - All services that change stop before any of them starts, so that ports and GPUs can be swapped in one run.
   - It does not wait for an engine to answer. That is what M(gpufleet.vllm.vllm_probe) is for.
 extends_documentation_fragment:
@@ -129,12 +129,13 @@ EXAMPLES = r"""
 RETURN = r"""
 services:
   description:
-    - What was done to each service (C(action), V(unchanged), V(created), V(updated), V(started) or V(removed)) and its C(state),
-      C(pid), C(restarts), C(since) and C(detail) afterwards.
+    - What was done to each service (C(action), V(unchanged), V(created), V(updated), V(started) or V(removed)) and
+      its C(state), C(pid), C(restarts), C(since) and C(detail) afterwards.
   returned: success
   type: list
   elements: dict
-  sample: [{"name": "qwen-vl", "action": "created", "state": "starting", "pid": 4242, "restarts": 0, "since": null, "detail": ""}]
+  sample: [{"name": "qwen-vl", "action": "created", "state": "starting", "pid": 4242, "restarts": 0, "since": null,
+    "detail": ""}]
 plan_digest:
   description: The digest of the applied plan.
   returned: success
@@ -148,7 +149,6 @@ runtime:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import argument_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack_apply import Options, absent, present
