@@ -35,6 +35,7 @@ def test_run_command_kills_the_whole_group() -> None:
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_run_command_leaves_behind_what_does_not_die(monkeypatch: pytest.MonkeyPatch) -> None:
     # A process in another session that keeps the pipe open looks like one that the kernel does not let die.
     monkeypatch.setattr(_process, "REAP_SECONDS", 0.2)
