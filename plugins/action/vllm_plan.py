@@ -8,8 +8,11 @@ import typing as t
 from dataclasses import fields
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
+
+display = Display()
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "services": {"type": "raw", "required": True},
@@ -46,7 +49,17 @@ class ActionModule(ActionBase):
         settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
         plan = make_plan(options["services"], settings, options["facts"])
         result.update(changed=False, plan=plan)
+        self._show(plan, str((task_vars or {}).get("inventory_hostname", "")))
         if plan["errors"] and options["fail_on_errors"]:
             text = as_text(Finding(**finding) for finding in plan["findings"] if finding["severity"] == "error")
             result.update(failed=True, msg=f"The plan has {plan['errors']} error(s), nothing was changed.\n{text}")
         return result
+
+    def _show(self, plan: dict[str, t.Any], host: str) -> None:
+        """What the plan decided on its own is said as it happens; with --diff also what each service will run as."""
+        for finding in plan["findings"]:
+            if finding["severity"] != "error":
+                display.display(f"[{host}] {finding['seen']} ({finding['code']}; {finding['remedy']})")
+        if self._task.diff:
+            for service in plan["services"]:
+                display.display(f"[{host}] {service['name']}:\n{service['shell']}")

@@ -142,7 +142,7 @@ def _check_cpu(settings: Settings, facts: Facts, reason: str) -> list[Finding]:
             )
         ]
     allowed = "vllm_device: cpu" if settings.device == "cpu" else "vllm_allow_cpu: true"
-    seen = f"the CPU engine is used: {reason}"
+    seen = f"the CPU engine is used: {reason.rstrip('.')}"
     return [
         Finding(
             "plan.cpu_engine",
