@@ -1,0 +1,104 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""From module options to an artifact and back to module results: modelscope_model and modelscope_model_info."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact, _manifest
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import check_model, check_revision, parse_endpoint
+from ansible_collections.gpufleet.vllm.plugins.module_utils._hub_options import hub_argument_spec, hub_client
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ansible.module_utils.basic import AnsibleModule
+
+_FOREIGN_SHOWN = 100
+
+
+def argument_spec() -> dict[str, Any]:
+    """The argument spec of modelscope_model."""
+    return {
+        **hub_argument_spec(),
+        "path": {"type": "path", "aliases": ["local_dir"]},
+        "state": {"type": "str", "choices": ["present", "absent", "verified"], "default": "present"},
+        "workers": {"type": "int", "default": 4},
+        "lock_timeout": {"type": "float", "default": 60.0},
+    }
+
+
+def run(module: AnsibleModule) -> dict[str, Any]:
+    """Do what the options of modelscope_model say. Raises FleetError."""
+    params: dict[str, Any] = module.params
+    request = _request(params, module.check_mode)
+    if params["state"] == "absent":
+        outcome = _artifact.absent(request)
+    else:
+        outcome = _artifact.present(request, hub_client(params), verify=params["state"] == "verified")
+    result = {
+        "changed": outcome.changed,
+        "commit": outcome.commit,
+        "path": outcome.path,
+        "bytes_fetched": outcome.bytes_fetched,
+        "adopted": outcome.adopted,
+        "foreign": list(outcome.foreign[:_FOREIGN_SHOWN]),
+        "warnings": outcome.warnings,
+        **_described(outcome.entries),
+    }
+    if module._diff:
+        header = f"{outcome.path} ({request.model})"
+        result["diff"] = {
+            "before_header": header,
+            "after_header": header,
+            "before": outcome.before,
+            "after": outcome.after,
+        }
+    return result
+
+
+def run_info(module: AnsibleModule) -> dict[str, Any]:
+    """Do what the options of modelscope_model_info say. Raises FleetError."""
+    params: dict[str, Any] = module.params
+    client = hub_client(params)
+    resolution = client.resolve(params["model"], params["revision"])
+    rows = client.list_rows(params["model"], resolution)
+    entries = _manifest.entries_from_rows(rows, params["include"], params["exclude"])
+    warnings = list(resolution.warnings)
+    return {"changed": False, "commit": resolution.commit, "warnings": warnings, **_described(entries)}
+
+
+def _request(params: dict[str, Any], check_mode: bool) -> _artifact.Request:
+    model, revision = check_model(params["model"]), check_revision(params["revision"])
+    if params["workers"] < 1 or params["lock_timeout"] < 0:
+        raise FleetError(
+            "artifact.bad_option",
+            f"workers is {params['workers']} and lock_timeout {params['lock_timeout']}",
+            "at least one worker, and a lock_timeout of 0 or more seconds",
+            "Correct the options",
+        )
+    return _artifact.Request(
+        model=model,
+        revision=revision,
+        path=params["path"] or _artifact.default_path(model, revision),
+        endpoint=parse_endpoint(params["endpoint"]).url,
+        include=tuple(params["include"]),
+        exclude=tuple(params["exclude"]),
+        workers=params["workers"],
+        lock_timeout=params["lock_timeout"],
+        check_mode=check_mode,
+    )
+
+
+def _described(entries: Sequence[_manifest.Entry]) -> dict[str, Any]:
+    return {
+        "bytes_total": sum(entry.size for entry in entries),
+        "files": [entry.as_dict() for entry in entries],
+        "manifest_digest": _manifest.digest_of(entries),
+    }

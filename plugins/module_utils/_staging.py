@@ -1,0 +1,379 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""The private directory in which an artifact is put together: where it lies, its lock, its parts.
+
+Normally it is ``.NAME.gpufleet`` beside the artifact directory ``NAME``, so that publishing is one rename. Where that
+is impossible (the parent is not writable, or the directory is a mount point) it lies inside, in
+``NAME/.gpufleet/staging``. It holds ``lock``, ``parts/SHA256`` and, while publishing, ``tree/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _safefs
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import STATE_DIRECTORY
+from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import CHUNK, Interrupted
+
+if TYPE_CHECKING:
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Entry
+
+LOCK_NAME = "lock"
+PARTS_NAME = "parts"
+TREE_NAME = "tree"
+OLD_NAME = "old"
+INSIDE_NAME = "staging"
+
+_PRIVATE = 0o700
+_POLL = 0.25
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an artifact and its staging directory lie; ``parent`` has no symbolic links, ``name`` is one component."""
+
+    parent: str
+    name: str
+    inside: bool
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.parent, self.name)
+
+    @property
+    def staging(self) -> str:
+        if self.inside:
+            return os.path.join(self.path, STATE_DIRECTORY, INSIDE_NAME)
+        return os.path.join(self.parent, f".{self.name}{STATE_DIRECTORY}")
+
+    @property
+    def nearest(self) -> str:
+        """The nearest directory that exists now and lies on the file system that staging will use."""
+        path = self.path if self.inside else self.parent
+        while not os.path.isdir(path) and path != "/":
+            path = os.path.dirname(path)
+        return path
+
+
+def locate(path: str) -> Location:
+    """Decide where the artifact at ``path`` is staged. Raises FleetError for a path that cannot be used."""
+    absolute = os.path.abspath(path)
+    parent, name = os.path.split(absolute)
+    if not name:
+        raise _unusable(absolute, "is the root directory", "a directory of its own for the model")
+    parent = os.path.realpath(parent)
+    absolute = os.path.join(parent, name)
+    try:
+        mode = os.lstat(absolute).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    if mode is not None and stat.S_ISLNK(mode):
+        target = os.path.realpath(absolute)
+        raise _unusable(absolute, "is a symbolic link", f"a directory; for the link's target set path to {target}")
+    if mode is not None and not stat.S_ISDIR(mode):
+        raise _unusable(absolute, "is not a directory", "a directory, or nothing yet")
+    beside = Location(parent, name, inside=False)
+    if mode is None:
+        existing = parent
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        if not os.path.isdir(existing):
+            raise _unusable(absolute, f"cannot be made: {existing} is not a directory", "directories on the way")
+        if not os.access(beside.nearest, os.W_OK | os.X_OK):
+            raise _unusable(absolute, f"cannot be made: {beside.nearest} is not writable for this user", "write access")
+        return beside
+    if os.access(parent, os.W_OK | os.X_OK) and not _is_mount_point(absolute, parent):
+        return beside
+    return Location(parent, name, inside=True)
+
+
+def _is_mount_point(path: str, parent: str) -> bool:
+    # A bind mount of the same file system has the same device number; only the mount table tells.
+    if os.stat(path).st_dev != os.stat(parent).st_dev or os.path.ismount(path):
+        return True
+    try:
+        with open("/proc/self/mountinfo", "rb") as table:
+            return any(line.split(b" ")[4] == _mount_escaped(path) for line in table)
+    except OSError:
+        return False
+
+
+def _mount_escaped(path: str) -> bytes:
+    raw = os.fsencode(path).replace(b"\\", b"\\134")
+    return raw.replace(b" ", b"\\040").replace(b"\t", b"\\011").replace(b"\n", b"\\012")
+
+
+def _unusable(path: str, seen: str, expected: str) -> FleetError:
+    return FleetError("path.unusable", f"{path} {seen}", expected, "Correct path, or the permissions on the host")
+
+
+def parts_on_disk(location: Location) -> dict[str, int]:
+    """Bytes that an interrupted run left, by digest. Reads only."""
+    try:
+        handle = _safefs.open_directory(os.path.join(location.staging, PARTS_NAME))
+    except OSError:
+        return {}
+    try:
+        with os.scandir(handle) as items:
+            return {item.name: item.stat(follow_symlinks=False).st_size for item in items if _is_part(item)}
+    finally:
+        os.close(handle)
+
+
+def _is_part(item: os.DirEntry[str]) -> bool:
+    # A second name means that the file is published already: it is not ours to write to any more.
+    return item.is_file(follow_symlinks=False) and item.stat(follow_symlinks=False).st_nlink == 1
+
+
+class FilePart:
+    """One part on disk; the transfer's Part. Never follows a link and never writes to a file with a second name."""
+
+    def __init__(self, parts: int, entry: Entry) -> None:
+        self._name = entry.sha256
+        self._handle = self._open(parts)
+        self.size = os.fstat(self._handle).st_size
+
+    def _open(self, parts: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        for _unused in range(3):
+            try:
+                handle = os.open(self._name, flags, 0o600, dir_fd=parts)
+            except OSError as exc:
+                if exc.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                    raise
+            else:
+                state = os.fstat(handle)
+                if stat.S_ISREG(state.st_mode) and state.st_nlink == 1:
+                    return handle
+                os.close(handle)
+            _safefs.remove_tree(parts, self._name)
+        raise OSError(errno.EBUSY, "cannot be replaced by a part", self._name)
+
+    def prefix(self, state: hashlib._Hash, stop: Callable[[], bool]) -> None:
+        offset = 0
+        while offset < self.size:
+            data = os.pread(self._handle, min(CHUNK * 4, self.size - offset), offset)
+            if not data:
+                break
+            if stop():
+                raise Interrupted
+            state.update(data)
+            offset += len(data)
+        self.size = offset
+
+    def append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._handle, view, self.size)
+            self.size += written
+            view = view[written:]
+
+    def restart(self) -> None:
+        os.ftruncate(self._handle, 0)
+        self.size = 0
+
+    def complete(self) -> None:
+        os.ftruncate(self._handle, self.size)
+        os.fchmod(self._handle, _safefs.FILE_MODE)
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+class Staging:
+    """The staging directory, open and locked by this process. Use :func:`acquire`.
+
+    ``handle`` is the directory; ``parent`` the directory that holds it and (unless inside) the artifact.
+    """
+
+    def __init__(self, location: Location, parent: int, name: str, handle: int, lock: int, made: list[str]) -> None:
+        self.location, self.parent, self.handle = location, parent, handle
+        self._name, self._lock, self._made = name, lock, made
+        _safefs.make_directory(handle, PARTS_NAME, _PRIVATE)
+        self.parts = _safefs.open_directory(PARTS_NAME, handle)
+
+    def part(self, entry: Entry) -> FilePart:
+        return FilePart(self.parts, entry)
+
+    def recover(self) -> None:
+        """Finish or undo what a run was doing that was killed while it replaced the directory by two renames."""
+        if os.path.lexists(self.location.path):
+            _safefs.remove_tree(self.handle, OLD_NAME)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(OLD_NAME, self.location.name, src_dir_fd=self.handle, dst_dir_fd=self.parent)
+
+    def discard(self) -> None:
+        """Drop the parts: the work is done, or nothing of them is of use."""
+        _safefs.remove_tree(self.handle, PARTS_NAME)
+
+    def release(self) -> None:
+        """Give up the lock; the directory goes too unless it holds parts for a later run."""
+        try:
+            _safefs.remove_tree(self.handle, TREE_NAME)
+            self._drop_empty_parts()
+            os.unlink(LOCK_NAME, dir_fd=self.handle)
+            os.rmdir(self._name, dir_fd=self.parent)
+            # What was made for nothing goes too; rmdir spares every directory that holds something.
+            for path in self._made:
+                os.rmdir(path)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                raise
+        finally:
+            for handle in (self.parts, self._lock, self.handle, self.parent):
+                os.close(handle)
+
+    def _drop_empty_parts(self) -> None:
+        with contextlib.suppress(OSError):
+            with os.scandir(self.parts) as items:
+                empty = [item.name for item in items if item.stat(follow_symlinks=False).st_size == 0]
+            for name in empty:
+                os.unlink(name, dir_fd=self.parts)
+            os.rmdir(PARTS_NAME, dir_fd=self.handle)
+
+
+def acquire(
+    location: Location,
+    lock_timeout: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Staging:
+    """Make, open and lock the staging directory, waiting up to ``lock_timeout`` seconds for another run.
+
+    Raises FleetError ``artifact.locked``, naming the holder.
+    """
+    deadline = clock() + lock_timeout
+    made = _make_parents(location)
+    while True:
+        staging = _try_acquire(location, made)
+        if isinstance(staging, Staging):
+            staging.recover()
+            return staging
+        if clock() >= deadline:
+            raise FleetError(
+                "artifact.locked",
+                f"{location.path} is being worked on by {staging}",
+                f"the other run to end within lock_timeout ({lock_timeout:g} s)",
+                "Wait for it or stop it, then run this again; a lock whose process is gone frees itself",
+            )
+        sleep(min(_POLL, max(0.0, deadline - clock())))
+
+
+def _make_parents(location: Location) -> list[str]:
+    """Make what is missing above the artifact; returns the directories made, deepest first."""
+    missing = []
+    path = location.parent
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    made: list[str] = []
+    for item in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(item)
+            os.chmod(item, _safefs.DIRECTORY_MODE)
+            made.insert(0, item)
+    if location.inside and not os.path.lexists(os.path.join(location.path, STATE_DIRECTORY)):
+        made.insert(0, os.path.join(location.path, STATE_DIRECTORY))
+    return made
+
+
+def _try_acquire(location: Location, made: list[str]) -> Staging | str:
+    """The locked directory, or who holds it."""
+    parent, name = _open_parent(location)
+    opened = [parent]
+    try:
+        _safefs.make_directory(parent, name, _PRIVATE)
+        handle = _safefs.open_directory(name, parent)
+        opened.append(handle)
+        _check_private(location, handle)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(LOCK_NAME, flags, 0o600, dir_fd=handle)
+        opened.append(lock)
+        holder = _flock(lock)
+        if holder is None and _still_there(parent, name, handle, lock):
+            _sign(lock)
+            staging = Staging(location, parent, name, handle, lock, made)
+            opened.clear()
+            return staging
+        return holder or "a run that is just ending"
+    except FileNotFoundError:  # the other run removed the directory between two of our steps
+        return "a run that is just ending"
+    finally:
+        for item in opened:
+            os.close(item)
+
+
+def _open_parent(location: Location) -> tuple[int, str]:
+    base = _safefs.open_directory(location.parent)
+    if not location.inside:
+        return base, os.path.basename(location.staging)
+    try:
+        with _safefs.directory(base, f"{location.name}/{STATE_DIRECTORY}", create=True) as handle:
+            return os.dup(handle), INSIDE_NAME
+    finally:
+        os.close(base)
+
+
+def _check_private(location: Location, handle: int) -> None:
+    state = os.fstat(handle)
+    if state.st_uid == os.geteuid() and not state.st_mode & 0o022:
+        return
+    raise FleetError(
+        "path.foreign_staging",
+        f"{location.staging} exists, owned by uid {state.st_uid} with mode {stat.S_IMODE(state.st_mode):04o}",
+        f"a directory of uid {os.geteuid()} that nobody else can write to",
+        "If it is left from a run as another user, remove it or run as that user; otherwise find out who put it there",
+    )
+
+
+def _flock(lock: int) -> str | None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            raise
+        return _holder(lock)
+    return None
+
+
+def _holder(lock: int) -> str:
+    try:
+        who = json.loads(os.pread(lock, 4096, 0))
+        return f"process {int(who['pid'])} on host {str(who['host'])!a} since {str(who['since'])!a}"
+    except (ValueError, KeyError, TypeError):
+        return "another run"
+
+
+def _sign(lock: int) -> None:
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    data = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode()
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, data + b"\n", 0)
+
+
+def _still_there(parent: int, name: str, handle: int, lock: int) -> bool:
+    """Whether what we locked is what the next run will find under these names."""
+    try:
+        here = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        file = os.stat(LOCK_NAME, dir_fd=handle, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(here, os.fstat(handle)) and os.path.samestat(file, os.fstat(lock))
