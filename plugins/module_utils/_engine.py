@@ -25,14 +25,13 @@ import platform
 import re
 import shutil
 import stat
-import subprocess
 import sys
-import tempfile
 import time
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _engine_cpu
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._process import TIMED_OUT, run_command
 
 CPU = "cpu"
 CUDA = "cuda"
@@ -58,7 +57,6 @@ _TAIL = 15
 _LOCK_POLL_S = 1.0
 _SMOKE_S = 300.0
 _PROBE_S = 60.0
-_TIMED_OUT = 124
 
 # Ours to decide in the new environment, whatever the caller's session or site configuration says.
 _DROPPED = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "VIRTUAL_ENV", "PIP_TARGET")
@@ -123,28 +121,9 @@ class Runner(t.Protocol):
 def run(argv: t.Sequence[str], environment: t.Mapping[str, str], timeout: float, lock: int | None = None) -> Outcome:
     """Run without a shell and without input. The child inherits the descriptor ``lock``: should this process be
     killed, the lock is held until the child has stopped writing."""
-    with tempfile.TemporaryFile() as log:
-        try:
-            done = subprocess.run(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=dict(environment),
-                timeout=timeout,
-                pass_fds=() if lock is None else (lock,),
-                check=False,
-            )
-            rc = done.returncode
-        except OSError as exc:
-            return Outcome(127, f"{argv[0]}: {exc.strerror}")
-        except subprocess.TimeoutExpired:
-            rc = _TIMED_OUT
-        log.seek(0)
-        text = log.read().decode("utf-8", "replace")
-    if rc == _TIMED_OUT:
-        text += f"\nnot finished within {timeout:g} s"
-    return Outcome(rc, text)
+    done = run_command(argv, timeout, environment, lock)
+    late = f"\nnot finished within {timeout:g} s" if done.timed_out else ""
+    return Outcome(done.rc, done.out + done.err + late)
 
 
 # What is wanted
@@ -540,7 +519,7 @@ class _Build:
         argv += ["-x", _engine_cpu.UNCOMPILED, self._site()]
         # The status says whether every file of every package is valid for this Python. A few templates never are.
         outcome = self._run(argv)
-        if outcome.rc == _TIMED_OUT:
+        if outcome.rc == TIMED_OUT:
             raise self._pip_failure(outcome)
 
     def _smoke(self) -> None:

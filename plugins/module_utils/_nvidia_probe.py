@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._process import (
     REAP_SECONDS,
     Runner,
     decode,
+    reap,
     run_command,
 )
 
@@ -67,7 +68,7 @@ def isolated(function: Callable[[], Any], timeout: float) -> Isolated:
     if not complete:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    status = _reap(pid)
+    status = reap(pid, REAP_SECONDS)
     if not complete:
         return Isolated(timed_out=True)
     answer = nv.parse_json_object(decode(data))
@@ -100,19 +101,6 @@ def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
         if not chunk:
             return b"".join(chunks), True
         chunks.append(chunk)
-
-
-def _reap(pid: int) -> int | None:
-    deadline = time.monotonic() + REAP_SECONDS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                return status
-            time.sleep(0.01)
-            continue
-        return None
-    return None
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
-import subprocess
+import time
 import typing as t
 
 NOT_FOUND = 127
@@ -38,38 +39,102 @@ class CommandResult(t.NamedTuple):
 Runner = t.Callable[[t.Sequence[str], float], CommandResult]
 
 
-def run_command(argv: t.Sequence[str], timeout: float) -> CommandResult:
+def run_command(
+    argv: t.Sequence[str],
+    timeout: float,
+    environment: t.Mapping[str, str] | None = None,
+    inherit: int | None = None,
+) -> CommandResult:
     """Run ``argv`` without a shell, in its own process group, in the C locale, killed after ``timeout`` seconds.
 
-    subprocess.run() waits without limit for the process it has killed. A process that sits in the driver's kernel code
-    does not die, so here it is left behind after a short wait.
+    ``environment`` replaces the caller's. The child keeps the descriptor ``inherit``, for example a lock that
+    must be held until the child has ended, whatever becomes of this process.
+
+    AnsibleModule.run_command() has no deadline, and subprocess.run() waits without limit for the process it has killed.
+    A process that sits in the driver's kernel code does not die, so here it is left behind after a short wait.
     """
+    deadline = time.monotonic() + timeout
+    out_reader, out_writer = os.pipe()
+    err_reader, err_writer = os.pipe()
     try:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C"},
-        )
+        try:
+            pid = _spawn(argv, environment, inherit, out_writer, err_writer)
+        finally:
+            os.close(out_writer)
+            os.close(err_writer)
+        out, err, ended = _read_both(out_reader, err_reader, deadline)
     except OSError as error:
         return CommandResult(NOT_FOUND, "", f"{argv[0]}: {error.strerror or error}")
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
+    finally:
+        os.close(out_reader)
+        os.close(err_reader)
+    status = reap(pid, max(0.0, deadline - time.monotonic())) if ended else None
+    if status is None:
         with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        try:
-            out, err = process.communicate(timeout=REAP_SECONDS)
-        except subprocess.TimeoutExpired:
-            out, err = b"", b""
-            for stream in (process.stdout, process.stderr):
-                if stream:
-                    stream.close()
+            os.killpg(pid, signal.SIGKILL)
+        reap(pid, REAP_SECONDS)
         message = decode(err) or f"{argv[0]} did not end within {timeout:g} s"
         return CommandResult(TIMED_OUT, decode(out), message, timed_out=True)
-    return CommandResult(process.returncode, decode(out), decode(err))
+    return CommandResult(_exit_code(status), decode(out), decode(err))
+
+
+def _spawn(
+    argv: t.Sequence[str], environment: t.Mapping[str, str] | None, inherit: int | None, out: int, err: int
+) -> int:
+    if inherit is not None:
+        os.set_inheritable(inherit, True)
+    return os.posix_spawnp(
+        argv[0],
+        list(argv),
+        {**os.environ, "LC_ALL": "C", "LANGUAGE": "C"} if environment is None else dict(environment),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, out, 1),
+            (os.POSIX_SPAWN_DUP2, err, 2),
+        ],
+        setpgroup=0,
+        # Python ignores these, and a child would inherit that.
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+    )
+
+
+def _read_both(out: int, err: int, deadline: float) -> tuple[bytes, bytes, bool]:
+    """All that comes before the deadline, and whether both pipes were closed by then."""
+    chunks: dict[int, list[bytes]] = {out: [], err: []}
+    with selectors.DefaultSelector() as selector:
+        for reader in chunks:
+            selector.register(reader, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                break
+            for key, _events in ready:
+                chunk = os.read(key.fd, 65536)
+                chunks[key.fd].append(chunk)
+                if not chunk:
+                    selector.unregister(key.fd)
+        closed = not selector.get_map()
+    return b"".join(chunks[out]), b"".join(chunks[err]), closed
+
+
+def reap(pid: int, seconds: float) -> int | None:
+    """The wait status of a child that ends within ``seconds``, else ``None``: it is left to the system then."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if ended:
+            return status
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.01)
+
+
+def _exit_code(status: int) -> int:
+    """As subprocess has it: the exit status, or minus the signal that ended it."""
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def decode(data: bytes) -> str:
