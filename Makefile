@@ -1,0 +1,121 @@
+# gpufleet.vllm: every command a user or a developer of this collection types. `make` lists them.
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.SUFFIXES:
+.DEFAULT_GOAL := help
+
+# Ansible wants UTF-8 whatever the caller's locale; and it ignores an ansible.cfg that it finds in a directory
+# others may write to, unless it is named.
+export LC_ALL := C.UTF-8
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PYTHON
+
+# make quickstart HUB=https://... downloads from that hub instead of one on this machine.
+ifdef HUB
+export GPUFLEET_HUB := $(HUB)
+endif
+
+VENV := $(CURDIR)/.venv
+GATES := "$(VENV)/bin/python" tests/tools/gates.py
+
+.PHONY: help
+help: ## List these targets
+	@printf '%s\n\n' 'make TARGET     (PYTHON=python3.13 chooses the interpreter, VERBOSE=1 shows what the gates print)'
+	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "  %-18s %s\n", $$1, $$2 }' Makefile
+
+# ---- use it -------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: ## Make .venv with the pinned ansible-core and link the collection into it
+	@sh tests/tools/venv.sh "$(VENV)" requirements/controller.txt .venv
+	@sh tests/tools/link.sh "$(VENV)"
+
+.PHONY: quickstart
+quickstart: ## Deploy a real, answering vLLM service on this machine (no GPU, no Docker needed)
+	@sh tests/lab/quickstart.sh preflight
+	@$(MAKE) setup
+	@sh tests/lab/quickstart.sh up
+
+.PHONY: quickstart-status
+quickstart-status: setup ## Say what of the quickstart runs
+	@sh tests/lab/quickstart.sh status
+
+.PHONY: quickstart-down
+quickstart-down: setup ## Stop the quickstart's service and remove all that it put on this machine
+	@sh tests/lab/quickstart.sh down
+
+# ---- develop it ---------------------------------------------------------------------------------------------------
+
+.PHONY: dev-setup
+dev-setup: ## Add the pinned test and lint tools to .venv
+	@sh tests/tools/venv.sh "$(VENV)" requirements/controller.txt .venv
+	@sh tests/tools/venv.sh "$(VENV)" requirements/dev.txt .venv
+	@sh tests/tools/link.sh "$(VENV)"
+
+.PHONY: check
+check: dev-setup ## The quick gates: format, lint, types, unit tests, sanity on one core
+	@$(GATES) --check
+
+.PHONY: test
+test: dev-setup ## Every gate: check, both ansible-core series, integration, tarball, docs, changelog, Galaxy's import
+	@$(GATES) --all
+
+.PHONY: format
+format: dev-setup ## Rewrite Python files in the project's format, and fix what ruff can fix
+	@"$(VENV)/bin/ruff" check --fix --quiet . ; "$(VENV)/bin/ruff" format .
+
+.PHONY: lint
+lint: dev-setup ## ruff, yamllint, shellcheck, ansible-lint
+	@$(GATES) format ruff yamllint shellcheck ansible-lint
+
+.PHONY: types
+types: dev-setup ## mypy --strict
+	@$(GATES) types
+
+.PHONY: units
+units: dev-setup ## Unit tests: with pytest, and with ansible-test on both core series
+	@$(GATES) units
+
+.PHONY: sanity
+sanity: dev-setup ## ansible-test sanity on both core series, and host code on Python 3.9
+	@$(GATES) sanity floor
+
+.PHONY: integration
+integration: dev-setup ## Integration tests: real services on loopback
+	@$(GATES) integration
+
+.PHONY: coverage
+coverage: dev-setup ## Unit tests with branch coverage of plugins/
+	@"$(VENV)/bin/coverage" run -m pytest -q tests/unit && "$(VENV)/bin/coverage" report
+
+.PHONY: build
+build: dev-setup ## Build the collection's tarball in build/, list and install it
+	@$(GATES) build contents install
+
+.PHONY: galaxy-import
+galaxy-import: dev-setup ## Build it and run Galaxy's import check on it
+	@$(GATES) build galaxy
+
+.PHONY: docs-lint
+docs-lint: dev-setup ## Lint the documentation of modules and roles
+	@$(GATES) docs
+
+.PHONY: changelog-lint
+changelog-lint: dev-setup ## Lint the changelog fragments
+	@$(GATES) changelog
+
+.PHONY: lock
+lock: ## Rewrite requirements/*.txt from the .in files (UPGRADE="name ..." or UPGRADE=all)
+	@sh tests/tools/lock.sh $(UPGRADE)
+
+.PHONY: clean
+clean: ## Remove .venv, build/ and the tools' caches of this checkout
+	rm -rf .venv .ansible .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build tests/output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-cache
+clean-cache: ## Remove the environments that the gates keep outside this checkout
+	@cache="$${GPUFLEET_CACHE:-$${XDG_CACHE_HOME:-$${HOME:-$$(getent passwd "$$(id -u)" | cut -d: -f6)}/.cache}/gpufleet-vllm}"; \
+	for name in venv ansible-test; do \
+	    [ ! -d "$$cache/$$name" ] || { echo "removing $$cache/$$name"; rm -rf "$$cache/$$name"; }; \
+	done
