@@ -121,6 +121,12 @@ EXAMPLES = r"""
           - kind: chat
             prompt: Which planet is the largest?
             expect: (?i)jupiter
+
+- name: Look at the health of a server for at most three seconds
+  gpufleet.vllm.vllm_probe:
+    runtime: none
+    endpoints: [{name: qwen, url: "http://10.0.0.11:8000", served_model_name: qwen2.5-vl, probes: [], ready_timeout: 3}]
+    phase: ask # the action plugin decides, whatever stands here
 """
 
 RETURN = r"""
@@ -145,6 +151,7 @@ reports:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_run import argument_spec, ask, wait_slice
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import as_failure
 
 
 def main() -> None:
@@ -152,8 +159,9 @@ def main() -> None:
     do = {"wait": wait_slice, "ask": ask}[module.params["phase"]]
     try:
         module.exit_json(changed=False, **do(module.params))
-    except FleetError as exc:
-        module.fail_json(msg=str(exc), **exc.as_result())
+    except (FleetError, OSError) as exc:
+        failure = as_failure(exc)
+        module.fail_json(msg=str(failure), **failure.as_result())
 
 
 if __name__ == "__main__":

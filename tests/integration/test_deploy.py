@@ -352,6 +352,9 @@ def test_ctrl_c_while_waiting_then_repair(box: Box) -> None:
     box.break_engine(start_seconds=8)
     service = box.service("chat")
     command = [
+        # A test run in the background ignores SIGINT, and a child would inherit that.
+        "env",
+        "--default-signal=INT",
         Path(sys.executable).with_name("ansible-playbook"),
         "-i",
         box.inventory([service]),

@@ -19,8 +19,10 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 # Measured on Debian 12 with Python 3.11; the README names the same numbers.
-download_mb=800
-disk_mb=3200
+download_mb=750
+disk_mb=2700
+# While pip unpacks, for a while.
+spare_mb=600
 memory_mb=3000
 # PyTorch from PyPI brings CUDA libraries: what it adds where pip finds no CPU build.
 large_download_mb=2200
@@ -89,7 +91,7 @@ preflight() {
     say "The quickstart deploys $model with vLLM's CPU engine on this machine."
     say "It downloads about $download_mb MB and keeps about $disk_mb MB in $home and .venv, until:"
     say "    make quickstart-down"
-    need_disk "$disk_mb"
+    need_disk $((disk_mb + spare_mb))
 }
 
 # Said before the engine is installed: without a CPU build of PyTorch, the download is several times as large.
@@ -103,7 +105,7 @@ announce_torch() {
     say "pip finds no CPU build of PyTorch ($pin) on its index. The one from PyPI works too, but brings CUDA libraries:"
     say "it downloads about $large_download_mb MB and keeps about $large_disk_mb MB more. To avoid that, stop now, set"
     say "PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, and run this again."
-    need_disk $((disk_mb + large_disk_mb))
+    need_disk $((disk_mb + spare_mb + large_disk_mb))
 }
 
 start_hub() {
