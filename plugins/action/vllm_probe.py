@@ -10,7 +10,8 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_run import argument_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_run import argument_spec, endpoints_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._wait import Watch, not_ready, progress_line, wrong_answers
 
 display = Display()
@@ -38,6 +39,11 @@ class ActionModule(ActionBase):
         spec = {name: option for name, option in argument_spec().items() if name != "phase"}
         _validated, options = self.validate_argument_spec(argument_spec=spec)
         result.update(changed=False, reports=[])
+        try:
+            endpoints_of(options)
+        except FleetError as exc:
+            result.update(failed=True, msg=str(exc), **exc.as_result())
+            return result
         if self._task.check_mode:
             result["msg"] = f"Check mode: {len(options['endpoints'])} endpoint(s) would be probed."
             return result

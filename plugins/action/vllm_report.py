@@ -10,6 +10,7 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import all_well, as_text
 
@@ -37,8 +38,18 @@ class ActionModule(ActionBase):
         display.display("\n" + as_text(options["title"], hosts, options["following"]), color="green" if well else "red")
         if options["path"]:
             path = os.path.abspath(options["path"])
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             document = {"title": options["title"], "ok": well, "hosts": hosts}
-            write_file(path, json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                write_file(path, json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
+            except OSError as exc:
+                error = FleetError(
+                    "report.not_written",
+                    f"the report could not be written to {path}: {exc.strerror}",
+                    "a file that the controller's user may write",
+                    "set vllm_report_path to another, or leave it empty",
+                )
+                result.update(failed=True, ok=well, msg=str(error), **error.as_result())
+                return result
         result.update(changed=False, ok=well)
         return result

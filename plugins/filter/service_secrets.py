@@ -41,7 +41,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import
 
 def service_secrets(services: t.Any) -> dict[str, dict[str, str]]:
     """Entries that are no mappings or have no name are skipped: the plan reports those."""
-    named = [entry for entry in services or [] if isinstance(entry, dict) and entry.get("name")]
+    entries = services if isinstance(services, (list, tuple)) else []
+    named = [entry for entry in entries if isinstance(entry, dict) and entry.get("name")]
     return {str(entry["name"]): secrets_of(entry) for entry in named if secrets_of(entry)}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
@@ -22,11 +22,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import (
     Service,
     parse_services,
+    parse_setting,
 )
 
 # How long a stop may take beyond the drain: the engine frees its GPUs and its workers leave.
 STOP_MARGIN_SECONDS = 30
-WILDCARDS = ("", "0.0.0.0", "::", "*")
+WILDCARDS = ("", "0.0.0.0", "::")
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,33 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     """Resolve everything one host should run.
 
     ``facts`` is what the module ``vllm_host_info`` returned. The result is plain data: ``device``, ``runtime``,
-    ``engine``,
-    ``services``, ``artifacts`` and ``findings``. With an error among the findings nothing may be changed on the host.
+    ``engine``, ``services``, ``artifacts`` and ``findings``. With an error among the findings nothing may be changed on
+    the host.
     """
     services, findings = parse_services(raw_services)
-    device, found = choose_device(services, settings, facts)
+    nothing_to_run = not services and not findings
+    settings, found = check_settings(settings)
     findings += found
+    device, found = choose_device(services, settings, facts)
+    # A host whose driver broke can still be told to run nothing.
+    findings += [] if nothing_to_run else found
     runtime, found = choose_runtime(settings, facts)
     findings += found
-    engine = plan_engine(device, settings)
+    engine, found = plan_engine(device, settings)
+    findings += [] if nothing_to_run else found
     gpus: dict[str, list[dict[str, t.Any]]] = {}
-    if device == "cuda":
-        gpus, found = assign_gpus(services, facts.get("gpus") or [])
+    cards = facts.get("gpus") or []
+    # Without any card there is one finding, not one for each service.
+    if device == "cuda" and cards:
+        gpus, found = assign_gpus(services, cards)
         findings += found
     findings += check_ports(services, settings, facts)
     artifacts, found = plan_artifacts(services, settings)
     findings += found
     resolved = []
     for service in services:
-        tensor_parallel, found = tensor_parallel_size(service, len(gpus.get(service.name, [])), device)
+        arguments = all_arguments(service, settings, device)
+        tensor_parallel, found = tensor_parallel_size(service, len(gpus.get(service.name, [])), device, arguments)
         findings += found
         resolved.append(
             resolve_service(
@@ -100,6 +110,33 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     }
 
 
+def check_settings(settings: Settings) -> tuple[Settings, list[Finding]]:
+    """The settings, held to the rules of a service's own keys; a mapping that breaks them counts as {}."""
+    checks = {
+        "root": ("path", "vllm_root"),
+        "model_root": ("path", "vllm_model_root"),
+        "engine_path": ("path", "vllm_engine_path"),
+        "bind_address": ("bind_address", "vllm_bind_address"),
+        "default_args": ("args", "vllm_default_args"),
+        "cpu_args": ("args", "vllm_cpu_args"),
+        "default_environment": ("environment", "vllm_default_environment"),
+        "cpu_environment": ("environment", "vllm_cpu_environment"),
+    }
+    findings: list[Finding] = []
+    good: dict[str, t.Any] = {}
+    for name, (key, variable) in checks.items():
+        value = getattr(settings, name)
+        if value == "" and name in ("engine_path", "bind_address"):
+            continue
+        checked, found = parse_setting(key, variable, value)
+        findings += found
+        if not found:
+            good[name] = checked
+        elif isinstance(value, dict):
+            good[name] = {}
+    return replace(settings, **good), findings
+
+
 def choose_device(services: t.Sequence[Service], settings: Settings, facts: Facts) -> tuple[str, list[Finding]]:
     """``cuda`` where the host has GPUs, ``cpu`` where it has none and the inventory allows it."""
     cards = facts.get("gpus") or []
@@ -109,7 +146,10 @@ def choose_device(services: t.Sequence[Service], settings: Settings, facts: Fact
             return "cuda", []
         return "cuda", [_no_gpu(reason)]
     wanting = [service for service in services if service.gpus not in (None, 0)]
-    if settings.device == "auto" and wanting:
+    if settings.device == "cpu":
+        reason = "vllm_device is cpu" if cards else reason
+        return "cpu", [_gpus_on_cpu(service.name) for service in wanting] + _check_cpu(settings, facts, reason)
+    if wanting:
         return "cuda", [
             Finding(
                 "plan.no_gpu", ERROR, f"{reason}, but the service asks for GPUs", "the GPUs that gpus: names",
@@ -118,9 +158,20 @@ def choose_device(services: t.Sequence[Service], settings: Settings, facts: Fact
             )
             for service in wanting
         ]  # fmt: skip
-    if settings.device == "auto" and not settings.allow_cpu:
+    if not settings.allow_cpu:
         return "cuda", [_no_gpu(reason)]
     return "cpu", _check_cpu(settings, facts, reason)
+
+
+def _gpus_on_cpu(service: str) -> Finding:
+    return Finding(
+        "plan.gpus_on_cpu",
+        ERROR,
+        "the service asks for GPUs, and vllm_device is cpu",
+        "a service without gpus:, or a host that uses its GPUs",
+        "delete gpus: to run it on the CPU, or set vllm_device: auto",
+        service,
+    )
 
 
 def _no_gpu(reason: str) -> Finding:
@@ -169,39 +220,63 @@ def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]
     return settings.runtime, []
 
 
-def plan_engine(device: str, settings: Settings) -> dict[str, t.Any]:
+def plan_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list[Finding]]:
     """The engine's venv: one directory a flavour and version, so that an upgrade never writes into a running engine."""
-    version = str(settings.engine_versions.get(device, ""))
+    version = str(settings.engine_versions.get(device) or "")
     path = settings.engine_path or f"{settings.root}/engine/{device}-{version}"
-    return {
+    findings = []
+    if settings.engine_managed and not version:
+        remedy = f"set {device}: in vllm_engine_versions"
+        findings = [
+            Finding(
+                "plan.bad_setting",
+                ERROR,
+                f"vllm_engine_versions has no {device}",
+                f"a vLLM version for {device}",
+                remedy,
+            )
+        ]
+    elif not settings.engine_managed and not settings.engine_path:
+        seen = "vllm_engine_managed is false, and vllm_engine_path is empty"
+        remedy = "set vllm_engine_path to the engine that is there, or vllm_engine_managed: true"
+        findings = [Finding("plan.bad_setting", ERROR, seen, "the directory of an engine", remedy)]
+    engine = {
         "flavor": device,
         "version": version,
         "path": path,
         "executable": f"{path}/bin/vllm",
         "managed": settings.engine_managed,
     }
+    return engine, findings
 
 
 def assign_gpus(
     services: t.Sequence[Service], cards: t.Sequence[t.Mapping[str, t.Any]]
 ) -> tuple[dict[str, list[dict[str, t.Any]]], list[Finding]]:
-    """Cards to services: named ones first, then counts from the lowest free index; no card twice."""
+    """Cards to services: named ones first, then counts from the lowest free index; no card twice.
+
+    A service that does not get all of its cards gets none: the finding says why.
+    """
+    cards = sorted(cards, key=lambda card: int(card["index"]))
     findings: list[Finding] = []
     owner: dict[str, str] = {}
     chosen: dict[str, list[dict[str, t.Any]]] = {}
     named = [service for service in services if isinstance(service.gpus, tuple)]
     counted = [service for service in services if not isinstance(service.gpus, tuple)]
     for service in named:
-        chosen[service.name] = []
+        found: list[Finding] = []
+        mine: list[dict[str, t.Any]] = []
         for wanted in t.cast("tuple[int | str, ...]", service.gpus):
             card, finding = _find_card(wanted, cards, service.name)
             if card is not None and card["uuid"] in owner:
                 finding = _shared(card, owner[card["uuid"]], service.name)
             if finding or card is None:
-                findings += [finding] if finding else []
+                found += [finding] if finding else []
                 continue
             owner[card["uuid"]] = service.name
-            chosen[service.name].append(_card(card))
+            mine.append(_card(card))
+        findings += found
+        chosen[service.name] = [] if found else mine
     for service in counted:
         count = 1 if service.gpus is None else t.cast(int, service.gpus)
         free = [card for card in cards if card["uuid"] not in owner and not _has_mig(card)]
@@ -209,6 +284,7 @@ def assign_gpus(
             findings.append(_cpu_beside_gpus(service.name))
         elif len(free) < count:
             findings.append(_too_few(service.name, count, free, cards, owner))
+            free = []
         for card in free[:count]:
             owner[card["uuid"]] = service.name
         chosen[service.name] = [_card(card) for card in free[:count]]
@@ -226,18 +302,12 @@ def _has_mig(card: t.Mapping[str, t.Any]) -> bool:
 def _find_card(
     wanted: int | str, cards: t.Sequence[t.Mapping[str, t.Any]], service: str
 ) -> tuple[t.Mapping[str, t.Any] | None, Finding | None]:
+    if isinstance(wanted, str) and wanted.startswith("MIG-"):
+        return None, _mig(f"{wanted} is a MIG device", service)
     for card in cards:
         if wanted in (card["index"], card["uuid"]):
             if _has_mig(card):
-                seen = f"GPU {wanted} is partitioned (MIG)"
-                return None, Finding(
-                    "plan.gpu_mig",
-                    ERROR,
-                    seen,
-                    "whole GPUs for the bare form",
-                    "name another GPU, or turn MIG off",
-                    service,
-                )
+                return None, _mig(f"GPU {wanted} is partitioned (MIG)", service)
             return card, None
     present = ", ".join(f"{card['index']} ({card['uuid']})" for card in cards) or "none"
     remedy = "correct gpus: (nvidia-smi -L lists the cards), or look for a card that fell off the bus"
@@ -251,7 +321,21 @@ def _find_card(
     )
 
 
+def _mig(seen: str, service: str) -> Finding:
+    return Finding(
+        "plan.gpu_mig",
+        ERROR,
+        seen,
+        "whole GPUs for the bare form",
+        "name another GPU, or turn MIG off",
+        service,
+    )
+
+
 def _shared(card: t.Mapping[str, t.Any], owner: str, service: str) -> Finding:
+    if owner == service:
+        seen = f"GPU {card['index']} ({card['uuid']}) is named twice"
+        return Finding("plan.gpu_shared", ERROR, seen, "each GPU once", "delete its index or its UUID", service)
     seen = f"GPU {card['index']} ({card['uuid']}) is already the GPU of {owner}"
     return Finding(
         "plan.gpu_shared",
@@ -288,11 +372,16 @@ def _cpu_beside_gpus(service: str) -> Finding:
     )
 
 
-def tensor_parallel_size(service: Service, gpus: int, device: str) -> tuple[int, list[Finding]]:
-    """GPUs = tensor x pipeline x data parallel (vLLM's world size); tensor parallel follows if unset."""
+def tensor_parallel_size(
+    service: Service, gpus: int, device: str, arguments: t.Mapping[str, t.Any]
+) -> tuple[int, list[Finding]]:
+    """GPUs = tensor x pipeline x data parallel (vLLM's world size); tensor parallel follows if unset.
+
+    ``arguments`` are all flags of the service, the fleet's defaults included.
+    """
     if device == "cpu":
         return service.tensor_parallel_size or 1, []
-    others = _count(service.args, "pipeline-parallel-size") * _count(service.args, "data-parallel-size")
+    others = _count(arguments, "pipeline-parallel-size") * _count(arguments, "data-parallel-size")
     size = service.tensor_parallel_size or max(1, gpus // others)
     if gpus and size * others != gpus:
         seen = f"tensor parallel {size} x pipeline and data parallel {others} on {gpus} GPUs"
@@ -307,7 +396,7 @@ def tensor_parallel_size(service: Service, gpus: int, device: str) -> tuple[int,
 
 def _count(arguments: t.Mapping[str, t.Any], name: str) -> int:
     value = str(arguments.get(name, 1))
-    return max(1, int(value)) if value.isdigit() else 1
+    return max(1, int(value)) if value.isdecimal() else 1
 
 
 def bind_address(service: Service, settings: Settings) -> str:
@@ -315,7 +404,18 @@ def bind_address(service: Service, settings: Settings) -> str:
 
 
 def _clash(first: str, second: str) -> bool:
-    return first == second or first in WILDCARDS or second in WILDCARDS
+    """Whether two listeners on one port meet. ``::`` takes IPv4 too (Linux's default), ``0.0.0.0`` takes no IPv6."""
+    pair = {LOOPBACK if address == "localhost" else _canonical(address) for address in (first, second)}
+    if len(pair) == 1 or pair & {"", "::"}:
+        return True
+    return "0.0.0.0" in pair and not any(_is_ipv6(address) for address in pair)
+
+
+def _canonical(address: str) -> str:
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return address
 
 
 def check_ports(services: t.Sequence[Service], settings: Settings, facts: Facts) -> list[Finding]:
@@ -401,8 +501,17 @@ def plan_artifacts(services: t.Sequence[Service], settings: Settings) -> tuple[l
 def merged_arguments(defaults: t.Mapping[str, t.Any], arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Defaults that ``arguments`` does not decide, in either spelling (``x`` or ``no-x``)."""
     decided = {name.removeprefix("no-") for name in arguments}
-    named = {str(name).lstrip("-").replace("_", "-"): value for name, value in defaults.items()}
-    return {name: value for name, value in named.items() if (name.removeprefix("no-")) not in decided}
+    return {name: value for name, value in defaults.items() if name.removeprefix("no-") not in decided}
+
+
+def default_arguments(settings: Settings, device: str) -> dict[str, t.Any]:
+    """The fleet's flags for a service; those for the CPU engine decide over those for all."""
+    special = settings.cpu_args if device == "cpu" else {}
+    return {**merged_arguments(settings.default_args, special), **special}
+
+
+def all_arguments(service: Service, settings: Settings, device: str) -> dict[str, t.Any]:
+    return {**merged_arguments(default_arguments(settings, device), service.args), **service.args}
 
 
 def default_probes(service: Service) -> list[dict[str, t.Any]] | None:
@@ -413,7 +522,7 @@ def default_probes(service: Service) -> list[dict[str, t.Any]] | None:
 def probe_host(address: str) -> str:
     """Where the host itself reaches a service that listens on ``address``."""
     if address in WILDCARDS:
-        return "127.0.0.1"
+        return "[::1]" if address == "::" else LOOPBACK
     return f"[{address}]" if _is_ipv6(address) else address
 
 
@@ -443,12 +552,10 @@ def resolve_service(
     if service.max_model_len is not None:
         declared.append(["--max-model-len", str(service.max_model_len)])
     declared += _render.flags(service.args)
-    defaults: dict[str, t.Any] = {"host": address} if address else {}
-    defaults["shutdown-timeout"] = drain
-    defaults.update(settings.default_args)
-    if device == "cpu":
-        defaults.update(settings.cpu_args)
-    operational = _render.flags(merged_arguments(defaults, service.args))
+    added: dict[str, t.Any] = {"host": address} if address else {}
+    added["shutdown-timeout"] = drain
+    added.update(merged_arguments(default_arguments(settings, device), service.args))
+    operational = _render.flags(added)
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu["index"]) for gpu in gpus)} if gpus else {}
     command = ["serve", path, *_flat(declared), *_flat(operational)]
     return {

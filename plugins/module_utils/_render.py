@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import shlex
 import typing as t
 
@@ -75,9 +76,24 @@ def _environment_quote(value: str) -> str:
 
 
 def systemd_quote(argument: str) -> str:
-    """One word of ``ExecStart=``: ``%`` and ``$`` doubled against specifiers and variables, the rest C-quoted."""
-    escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    """One word of ``ExecStart=``: ``%`` and ``$`` doubled against specifiers and variables, the rest C-quoted.
+
+    A line break would end the setting, and what follows it would be read as settings of its own.
+    """
+    escaped = _systemd_escape(argument).replace("$", "$$")
+    for char, written in (("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        escaped = escaped.replace(char, written)
     return f'"{escaped}"' if escaped != argument or not argument or any(c in argument for c in " \t';#") else argument
+
+
+def _systemd_escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+
+
+def systemd_path(path: str) -> str:
+    """One of a list of paths (``ReadWritePaths=``), which spaces would part."""
+    escaped = _systemd_escape(path)
+    return f'"{escaped}"' if escaped != path or any(c in path for c in " \t'") else path
 
 
 def systemd_text(value: str) -> str:
@@ -95,10 +111,11 @@ def systemd_unit(
     """The hardened unit of one service.
 
     ``service`` is an entry of the plan, ``paths`` has ``root``, ``state`` (the one directory that the service may
-    write) and
-    ``environment`` (the 0600 file that systemd reads as root). Not set, on purpose: ``PrivateDevices`` (hides
-    /dev/nvidia*), ``MemoryDenyWriteExecute`` and
-    ``SystemCallFilter`` (CUDA and torch compile code while they run).
+    write) and ``environment`` (the 0600 file that systemd reads as root). Not set, on purpose: ``PrivateDevices``
+    (hides /dev/nvidia*), ``MemoryDenyWriteExecute`` and ``SystemCallFilter`` (CUDA and torch compile code while they
+    run). ``ReadOnlyPaths=/run`` is needed beside ``ProtectSystem=strict``: with ``ProtectControlGroups`` or
+    ``ProtectKernelTunables`` systemd sets up /run itself and leaves it, and /run/lock, writable. Sockets below it can
+    still be connected to.
     """
     title = systemd_text(f"vLLM service {service['name']} ({service['model']})")
     command = " ".join(systemd_quote(word) for word in service["command"])
@@ -134,7 +151,8 @@ CapabilityBoundingSet=
 AmbientCapabilities=
 ProtectSystem=strict
 ProtectHome=read-only
-ReadWritePaths={systemd_text(paths["state"])}
+ReadOnlyPaths=/run
+ReadWritePaths={systemd_path(paths["state"])}
 PrivateTmp=yes
 ProtectClock=yes
 ProtectControlGroups=yes
@@ -159,7 +177,11 @@ def supervisor_escape(value: str) -> str:
 
 
 def supervisor_config(paths: t.Mapping[str, str]) -> str:
-    """The configuration of the one supervisord of a root; programs are included from ``conf.d``."""
+    """The configuration of the one supervisord of a root; programs are included from ``conf.d``.
+
+    ``paths["programs"]`` lies beside the configuration, and is named from there: supervisor parts the patterns of
+    ``files`` at spaces, which a root may have.
+    """
     base = {name: supervisor_escape(path) for name, path in paths.items()}
     return f"""; {MANAGED}
 [unix_http_server]
@@ -181,7 +203,7 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 serverurl=unix://{base["socket"]}
 
 [include]
-files={base["programs"]}/*.conf
+files={posixpath.basename(base["programs"])}/*.conf
 """
 
 
@@ -191,6 +213,8 @@ def supervisor_program(service: t.Mapping[str, t.Any], paths: t.Mapping[str, str
     Only the main process gets SIGTERM (it drains, then stops its workers); what is left of the group after
     ``stopwaitsecs`` is killed.
     """
+    # supervisor expands this one value twice (its options.py, _processes_from_section).
+    log = supervisor_escape(supervisor_escape(paths["log"]))
     return f"""; {MANAGED}
 [program:{service["name"]}]
 command=/bin/sh {supervisor_escape(shlex.quote(paths["script"]))}
@@ -205,7 +229,7 @@ stopasgroup=false
 killasgroup=true
 stopwaitsecs={service["stop_timeout"]}
 redirect_stderr=true
-stdout_logfile={supervisor_escape(paths["log"])}
+stdout_logfile={log}
 stdout_logfile_maxbytes=50MB
 stdout_logfile_backups=3
 """

@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import posixpath
 import re
 import typing as t
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 FLAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*")
 GPU_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-fA-F][0-9a-fA-F-]+(?:/\d+/\d+)?")
 
@@ -36,10 +39,22 @@ RESERVED_FLAGS = {
     "api-key": "api_key",
 }
 # vLLM ignores `--config=FILE` in silence and drops `key: false` inside one, so flags are always spelled out.
-REFUSED_FLAGS = {"config": "write each flag under args:"}
+REFUSED_FLAGS = {
+    "config": "write each flag under args:",
+    # On a command line every user of the host can read it.
+    "hf-token": "set HF_TOKEN under secret_environment:",
+}
+# vLLM's one-dash spellings of flags that the plan reads; with two dashes the engine would not know them.
+SHORT_FLAGS = {
+    "tp": "tensor-parallel-size",
+    "pp": "pipeline-parallel-size",
+    "dp": "data-parallel-size",
+}
 API_KEY_VARIABLE = "VLLM_API_KEY"
 # Keys whose values are never shown, whatever is wrong with them; a plain environment may hold a secret by mistake.
-HIDDEN = ("api_key", "environment", "secret_environment")
+HIDDEN = ("api_key", "args", "environment", "secret_environment")
+# The devices are the plan's to choose, and CUDA's order must be nvidia-smi's for an index to mean the same card.
+DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 PROBE_KINDS = ("chat", "completion", "vision", "transcription", "embedding")
 
 
@@ -103,9 +118,21 @@ def nearest(word: str, known: t.Iterable[str]) -> str:
 def _text(value: t.Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise _Refused("a non-empty text")
-    if any(ord(char) < 32 for char in value):
+    if _has_control(value) or "\t" in value:
         raise _Refused("a text without control characters or line breaks")
     return value
+
+
+def _has_control(text: str) -> bool:
+    """Anything but printable text and tabs; lone surrogates too, which no file in UTF-8 can hold."""
+    return any((char < " " and char != "\t") or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in text)
+
+
+def _api_key(value: t.Any) -> str:
+    if value == "":
+        remedy = "set the variable that it comes from, or delete api_key: to serve without a key"
+        raise _Refused("a key, and not an empty text", remedy)
+    return _text(value)
 
 
 def _integer(low: int, high: int) -> t.Callable[[t.Any], int]:
@@ -131,9 +158,21 @@ def _matching(pattern: t.Pattern[str], expected: str) -> t.Callable[[t.Any], str
 
 def _absolute_path(value: t.Any) -> str:
     text = _text(value)
-    if not text.startswith("/") or ".." in text.split("/"):
-        raise _Refused("an absolute path on the host, without '..'")
-    return text.rstrip("/") or "/"
+    # Two slashes in front are a path of their own to POSIX, and normpath keeps them.
+    path = "/" + posixpath.normpath(text).lstrip("/")
+    if not text.startswith("/") or ".." in text.split("/") or path == "/":
+        raise _Refused("an absolute path on the host below '/', without '..'")
+    return path
+
+
+def _bind_address(value: t.Any) -> str:
+    text = _text(value)
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not HOST_NAME.fullmatch(text):
+            raise _Refused("an address such as 127.0.0.1, 0.0.0.0 or ::1 (without brackets), or a host name") from None
+    return text
 
 
 def _texts(value: t.Any) -> tuple[str, ...]:
@@ -173,27 +212,40 @@ def _gpus(value: t.Any) -> int | tuple[int | str, ...]:
     return chosen
 
 
+def _decided_elsewhere(bare: str) -> str:
+    """The remedy for a flag that may not stand under args, or an empty string.
+
+    argparse takes the beginning of a flag for the flag, so a beginning is refused like the whole.
+    """
+    for flag, key in RESERVED_FLAGS.items():
+        if flag.startswith(bare):
+            return f"set {key}: on the service instead"
+    return next((remedy for flag, remedy in REFUSED_FLAGS.items() if flag.startswith(bare)), "")
+
+
 def _arguments(value: t.Any) -> dict[str, t.Any]:
     if not isinstance(value, dict):
         raise _Refused("a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}")
     arguments: dict[str, t.Any] = {}
-    for flag, setting in value.items():
-        spelled = str(flag).lstrip("-").replace("_", "-")
+    for position, (flag, setting) in enumerate(value.items(), 1):
+        spelled = str(flag).replace("_", "-").lstrip("-")
         if not FLAG.fullmatch(spelled):
-            raise _Refused(f"vLLM flags as names, not '{flag}'")
+            # It may be `flag=value`, and the value a secret.
+            raise _Refused(f"names of vLLM flags with their values after a colon (number {position} is none)")
+        spelled = SHORT_FLAGS.get(spelled, spelled)
         bare = spelled.removeprefix("no-")
-        if bare in RESERVED_FLAGS:
-            raise _Refused(
-                f"no '{spelled}' under args",
-                f"set {RESERVED_FLAGS[bare]}: on the service instead",
-            )
-        if bare in REFUSED_FLAGS:
-            raise _Refused(f"no '{spelled}' under args", REFUSED_FLAGS[bare])
+        remedy = _decided_elsewhere(bare)
+        if remedy:
+            raise _Refused(f"no '{spelled}' under args", remedy)
         if setting is None:
             raise _Refused(
                 f"a value for '{spelled}'",
                 "write true for a flag without a value, or delete the line",
             )
+        if "\0" in str(setting):
+            raise _Refused(f"no NUL character in '{spelled}'")
+        if bare != spelled and isinstance(setting, bool):
+            spelled, setting = bare, not setting
         if spelled in arguments:
             raise _Refused(f"'{spelled}' once", "delete one of the two spellings")
         arguments[spelled] = setting
@@ -204,22 +256,27 @@ def _environment(value: t.Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise _Refused("a mapping of environment variables to values")
     environment: dict[str, str] = {}
-    for name, setting in value.items():
+    for position, (name, setting) in enumerate(value.items(), 1):
         if not isinstance(name, str) or not ENVIRONMENT_NAME.fullmatch(name):
-            raise _Refused(f"a variable name, not '{name}'")
+            # It may be `NAME=value`, and the value a secret.
+            raise _Refused(f"variable names of letters, digits and '_' (number {position} is none)")
         if name == API_KEY_VARIABLE:
             raise _Refused(f"no {name} here", "set api_key: on the service")
-        if name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+        if name in DEVICE_VARIABLES:
             raise _Refused(
                 f"no {name} under environment",
                 "set gpus: on the service: the plan decides the devices",
             )
-        if isinstance(setting, bool):
-            setting = "1" if setting else "0"
-        if not isinstance(setting, (str, int, float)) or "\n" in str(setting) or "\0" in str(setting):
+        if not isinstance(setting, (str, int, float)) or _has_control(str(setting)):
             raise _Refused(f"one line of text for {name}")
-        environment[name] = str(setting)
+        environment[name] = _environment_text(setting)
     return environment
+
+
+def _environment_text(setting: t.Any) -> str:
+    if isinstance(setting, bool):
+        return "1" if setting else "0"
+    return str(setting)
 
 
 def _probe(value: t.Any) -> Probe:
@@ -228,16 +285,16 @@ def _probe(value: t.Any) -> Probe:
         raise _Refused(f"probes as mappings with {', '.join(keys)}")
     if value["kind"] not in PROBE_KINDS:
         raise _Refused(f"a probe kind among {', '.join(PROBE_KINDS)}")
-    expect = str(value.get("expect", ""))
+    expect = str(value.get("expect") or "")
     try:
         re.compile(expect)
     except re.error as exc:
         raise _Refused(f"a regular expression under expect ('{expect}': {exc})") from None
     return Probe(
         kind=value["kind"],
-        prompt=str(value.get("prompt", "")),
+        prompt=str(value.get("prompt") or ""),
         expect=expect,
-        max_tokens=_integer(1, 100_000)(value.get("max_tokens", 32)),
+        max_tokens=32 if value.get("max_tokens") is None else _integer(1, 100_000)(value["max_tokens"]),
     )
 
 
@@ -257,7 +314,7 @@ _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "served_model_name": _text,
     "gpus": _gpus,
     "port": _integer(1, 65535),
-    "bind_address": _text,
+    "bind_address": _bind_address,
     "max_model_len": _model_length,
     "tensor_parallel_size": _integer(1, 256),
     "drain_seconds": _integer(0, 86_400),
@@ -265,11 +322,14 @@ _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "args": _arguments,
     "environment": _environment,
     "secret_environment": _environment,
-    "api_key": _text,
+    "api_key": _api_key,
     "probes": _probes,
 }
 KEYS = tuple(_KEYS)
 _REQUIRED = ("name", "model")
+# An empty value is a templated "not set", as `omit` would be. Not so here: a key that came out empty (a variable of the
+# environment that is not set) would open the service to everyone.
+_NEVER_EMPTY = (*_REQUIRED, "api_key")
 
 
 def _unknown_key(key: str, service: str) -> Finding:
@@ -318,8 +378,7 @@ def parse_service(raw: t.Any, position: int = 0) -> tuple[Service | None, list[F
     findings = [_unknown_key(str(key), service) for key in raw if key not in _KEYS]
     values: dict[str, t.Any] = {}
     for key, value in raw.items():
-        # An empty value is a templated "not set", as `omit` would be.
-        if key not in _KEYS or value is None or (value == "" and key not in _REQUIRED):
+        if key not in _KEYS or value is None or (value == "" and key not in _NEVER_EMPTY):
             continue
         values[key], finding = _convert(key, value, service)
         if finding:
@@ -347,10 +406,22 @@ def parse_service(raw: t.Any, position: int = 0) -> tuple[Service | None, list[F
 
 def secrets_of(raw: t.Mapping[str, t.Any]) -> dict[str, str]:
     """The secret environment of one raw service, API key included. It travels beside the plan, never inside it."""
-    secrets = {str(name): str(value) for name, value in (raw.get("secret_environment") or {}).items()}
+    declared = raw.get("secret_environment")
+    # Whatever is wrong with it is a finding of the plan; a teardown goes on without.
+    declared = declared if isinstance(declared, t.Mapping) else {}
+    secrets = {str(name): _environment_text(value) for name, value in declared.items() if value is not None}
     if raw.get("api_key"):
         secrets[API_KEY_VARIABLE] = str(raw["api_key"])
     return secrets
+
+
+def parse_setting(key: str, variable: str, value: t.Any) -> tuple[t.Any, list[Finding]]:
+    """A fleet-wide default, held to what the ``key`` of a service may be; ``None`` where it cannot be used."""
+    try:
+        return _KEYS[key](value), []
+    except _Refused as exc:
+        seen = f"{variable} is {'a value that is hidden' if key in HIDDEN else repr(value)}"
+        return None, [Finding("plan.bad_setting", ERROR, seen, exc.expected, exc.remedy or f"correct {variable}")]
 
 
 def parse_services(raw: t.Any) -> tuple[list[Service], list[Finding]]:

@@ -9,22 +9,36 @@
 from __future__ import annotations
 
 import typing as t
+import unicodedata
 
 INDENT = "  "
+BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 Host = t.Mapping[str, t.Any]
 
 
 def human_bytes(count: float) -> str:
     """Decimal units, as disks and networks are sold: 269.1 MB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        digits = 0 if unit == "B" else 1
+        if round(count, digits) < 1000:
+            return f"{count:.{digits}f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
 
 
 def human_seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if round(seconds, 3) < 1 else f"{seconds:.1f} s"
+
+
+def printable(text: t.Any) -> str:
+    """Without control characters: what a model or a log says must not move a terminal's cursor."""
+    return "".join("\ufffd" if _moves(char) else char for char in str(text))
+
+
+def _moves(char: str) -> bool:
+    # Bidirectional marks reorder what follows them; the other format characters join emoji and words.
+    kind = unicodedata.category(char)
+    return (kind in ("Cc", "Cs", "Zl", "Zp") and char != "\t") or unicodedata.bidirectional(char) in BIDI_CONTROLS
 
 
 def _plural(count: int, noun: str) -> str:
@@ -43,6 +57,8 @@ def headline(hosts: t.Mapping[str, Host]) -> str:
         return f"{counted}: nothing to run"
     if answering == len(services):
         return f"{counted}: all answer" if answering > 1 else f"{counted}: it answers"
+    if not any(service.get("results") or service.get("state") for service in services):
+        return f"{counted}: none was asked"
     return f"{counted}: {answering} of {len(services)} answer"
 
 
@@ -63,12 +79,16 @@ def service_lines(service: t.Mapping[str, t.Any]) -> list[str]:
     return lines
 
 
+def _one_line(text: t.Any) -> str:
+    return " ".join(str(text).split())
+
+
 def _result_lines(result: t.Mapping[str, t.Any]) -> list[str]:
     if not result["ok"]:
-        return [f"FAILED    {result['kind']}: {result['asked']}", f"          {result['reason']}"]
+        return [f"FAILED    {result['kind']}: {_one_line(result['asked'])}", f"          {_one_line(result['reason'])}"]
     if result["kind"] in ("models", "key"):
         return []
-    lines = [f"asked     {result['asked']}", f"answered  {result['answered']}"]
+    lines = [f"asked     {_one_line(result['asked'])}", f"answered  {_one_line(result['answered'])}"]
     first = result.get("first_token_seconds")
     timing = f"first token {human_seconds(first)}, " if first is not None else ""
     return [*lines, f"timing    {timing}whole answer {human_seconds(result['seconds'])}"]
@@ -91,12 +111,12 @@ def as_text(title: str, hosts: t.Mapping[str, Host], following: t.Mapping[str, s
     """The whole summary; ``following`` names the commands a user wants next."""
     lines = [f"{title}: {headline(hosts)}", ""]
     for name in sorted(hosts):
-        lines += [*host_lines(name, hosts[name]), ""]
+        lines += [*map(printable, host_lines(name, hosts[name])), ""]
     if following:
         lines.append("Next")
         width = max(len(label) for label in following)
         for label, command in following.items():
-            first, *rest = command.splitlines()
+            first, *rest = str(command).splitlines() or [""]
             lines.append(f"{INDENT}{label:<{width}}  {first}")
             lines += [f"{INDENT}{'':<{width}}  {line}" for line in rest]
         lines.append("")

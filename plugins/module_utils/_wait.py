@@ -27,14 +27,17 @@ class Watch:
     last: dict[str, t.Any] = field(default_factory=dict)
 
     def observe(self, state: t.Mapping[str, t.Any]) -> None:
-        """Take in one slice: a new pid, a higher restart count or a failed state is a death."""
+        """Take in one slice: a new pid, a higher restart count or a failed state is a death.
+
+        A death that was seen as a failed state is not counted again when the process is back.
+        """
         pid, restarts = state.get("pid"), state.get("restarts")
-        died = state.get("state") == "failed" and self.failed_slices == 0
-        replaced = bool(self.pid and pid and pid != self.pid)
-        restarted = restarts is not None and self.restarts is not None and restarts > self.restarts
-        if died or replaced or restarted:
-            self.deaths += 1
-        self.failed_slices = self.failed_slices + 1 if state.get("state") == "failed" else 0
+        failed, was_failed = state.get("state") == "failed", self.failed_slices > 0
+        returned = int(bool(self.pid and pid and pid != self.pid))
+        if restarts is not None and self.restarts is not None:
+            returned = max(returned, restarts - self.restarts)
+        self.deaths += max(0, returned + failed - was_failed)
+        self.failed_slices = self.failed_slices + 1 if failed else 0
         self.pid = pid or self.pid
         self.restarts = restarts if restarts is not None else self.restarts
         self.last = dict(state)

@@ -1,0 +1,112 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import stat
+import typing as t
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import yaml
+from ansible.errors import AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.play_context import PlayContext
+from ansible.playbook.task import Task
+from ansible.template import Templar
+from ansible_collections.gpufleet.vllm.plugins.action import vllm_report
+from ansible_collections.gpufleet.vllm.plugins.modules import vllm_report as documented
+
+GOOD = {"engine": None, "runtime": "systemd", "failure": "", "services": [
+    {"name": "chat", "model": "acme/模型", "revision": "master", "url": "http://10.0.0.11:8000", "ok": True}
+]}  # fmt: skip
+BAD = {"services": [], "failure": "no space"}
+
+
+class Screen:
+    """What the action displays, with its colour."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, str]] = []
+
+    def display(self, text: str, color: str = "") -> None:
+        self.shown.append((text, color))
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    made = Screen()
+    monkeypatch.setattr(vllm_report, "display", made)
+    return made
+
+
+def run(**arguments: t.Any) -> dict[str, t.Any]:
+    loader = DataLoader()
+    task = Task()
+    task.action = "gpufleet.vllm.vllm_report"
+    task.args = arguments
+    action = vllm_report.ActionModule(
+        task=task,
+        connection=Mock(),
+        play_context=PlayContext(),
+        loader=loader,
+        templar=Templar(loader=loader),
+        shared_loader_obj=None,
+    )
+    return action.run(task_vars={})
+
+
+def test_all_is_well(screen: Screen) -> None:
+    result = run(title="Deployed", hosts={"gpu-01": GOOD}, following={"stop it": "make stop"})
+    assert (result["ok"], result["changed"], "failed" in result) == (True, False, False)
+    ((text, color),) = screen.shown
+    assert text.startswith("\nDeployed: 1 host, 1 service: it answers\n")
+    assert text.rstrip().endswith("Next\n  stop it  make stop")
+    assert color == "green"
+
+
+def test_one_host_failed(screen: Screen) -> None:
+    result = run(hosts={"gpu-01": GOOD, "gpu-02": BAD})
+    assert (result["ok"], "failed" in result) == (False, False)
+    ((text, color),) = screen.shown
+    assert "vLLM fleet: 2 hosts, 1 service: FAILED on gpu-02" in text
+    assert color == "red"
+
+
+def test_the_file(screen: Screen, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.json"
+    for _again in range(2):
+        assert run(title="Deployed", hosts={"gpu-01": GOOD}, path=str(path))["ok"]
+        text = path.read_text(encoding="utf-8")
+        assert json.loads(text) == {"title": "Deployed", "ok": True, "hosts": {"gpu-01": GOOD}}
+    assert "模型" in text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_file_that_cannot_be_written(screen: Screen, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(hosts={"gpu-01": GOOD}, path=str(tmp_path / "file" / "report.json"))
+    assert (result["failed"], result["code"]) == (True, "report.not_written")
+    assert "Remedy: set vllm_report_path to another" in result["msg"]
+    assert len(screen.shown) == 1
+
+
+@pytest.mark.parametrize("arguments", [{}, {"hosts": "x"}, {"hosts": {}, "titel": "x"}])
+def test_arguments_are_checked(screen: Screen, arguments: dict[str, t.Any]) -> None:
+    with pytest.raises(AnsibleError):
+        run(**arguments)
+    assert screen.shown == []
+
+
+def test_the_documentation_is_the_argument_spec() -> None:
+    options = yaml.safe_load(documented.DOCUMENTATION)["options"]
+    assert set(options) == set(vllm_report.ARGUMENT_SPEC)
+    for name, spec in vllm_report.ARGUMENT_SPEC.items():
+        for key in ("type", "default", "required"):
+            assert options[name].get(key) == spec.get(key), (name, key)
+    (task,) = yaml.safe_load(documented.EXAMPLES)
+    assert set(task["gpufleet.vllm.vllm_report"]) == set(options)
