@@ -1,0 +1,57 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _host_info
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_host_info._nvidia_probe, "gather", lambda: {"gpus": [], "reason": "no driver", "source": None})
+
+
+def gather(root: Path, **extra: t.Any) -> dict[str, t.Any]:
+    options: dict[str, t.Any] = {"runtime": "supervisor", "ports": [1], "paths": [str(root)], "user": "no-such-user"}
+    return _host_info.gather(str(root), **{**options, **extra})
+
+
+def test_a_bare_host(tmp_path: Path) -> None:
+    facts = gather(tmp_path / "root")
+    assert facts["services"] == {}
+    assert facts["listening"] == []
+    assert facts["plan_digest"] is None
+    assert facts["record"] is None
+    assert facts["user_exists"] is False
+    assert (facts["gpus"], facts["gpu_reason"]) == ([], "no driver")
+    assert "gpus" not in facts["nvidia"]
+    assert facts["runtime"] == "supervisor"
+    assert [entry["path"] for entry in facts["filesystems"]] == [str(tmp_path / "root")]
+    assert list(tmp_path.iterdir()) == [], "reading only"
+    assert json.dumps(facts)
+
+
+def test_a_deployed_host_whose_supervisord_died(tmp_path: Path) -> None:
+    programs = tmp_path / "supervisor/conf.d"
+    programs.mkdir(parents=True)
+    (programs / "a.conf").write_text('[program:a]\nenvironment=GPUFLEET_DIGEST="ab"\n')
+    (tmp_path / "plan.json").write_text('{"digest": "p"}')
+    (tmp_path / "record.json").write_text('{"digest": "r", "recorded_at": "2026-01-01T00:00:00Z", "services": []}')
+    facts = gather(tmp_path)
+    assert facts["services"]["a"]["state"] == "stopped"
+    assert facts["plan_digest"] == "p"
+    assert facts["record"] == {"digest": "r", "recorded_at": "2026-01-01T00:00:00Z"}
+    (tmp_path / "plan.json").write_text("{damaged")
+    assert gather(tmp_path)["plan_digest"] is None
+
+
+def test_a_bad_root(tmp_path: Path) -> None:
+    with pytest.raises(FleetError):
+        gather(Path("/"))
