@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -130,14 +131,20 @@ def _socket_owners(inodes: t.Container[int]) -> dict[int, int]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
-        try:
-            links = [os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd")]
-        except OSError:
-            continue
-        for link in links:
+        for link in _open_files(entry):
             if link.startswith("socket:[") and int(link[8:-1]) in inodes:
                 owners.setdefault(int(link[8:-1]), int(entry))
     return owners
+
+
+def _open_files(pid: str) -> list[str]:
+    """What its descriptors point to; none where we may not look, and without those that it closes meanwhile."""
+    links = []
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return links
 
 
 def parent_pid(pid: int) -> int:

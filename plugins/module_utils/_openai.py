@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import secrets
 import socket
 import time
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 
 # A probe's answer is short; more than this is not an answer but a fault.
 LARGEST_BODY = 8 * 1024 * 1024
+# What a header can carry; http.client would show the key in its complaint.
+KEY = re.compile(r"[\x21-\x7e]+")
 
 
 class EngineError(Exception):
@@ -37,7 +40,7 @@ class Answer:
     def json(self) -> t.Any:
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise EngineError(f"HTTP {self.status} with a body that is not JSON: {excerpt(self.body)}") from None
 
 
@@ -62,7 +65,7 @@ def error_message(answer: Answer) -> str:
         value = json.loads(answer.body)
         error = value.get("error", value)
         return f"HTTP {answer.status}: {error['message'] if isinstance(error, dict) else error}"
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, AttributeError, KeyError, RecursionError):
         return f"HTTP {answer.status}: {excerpt(answer.body)}"
 
 
@@ -116,8 +119,8 @@ class Engine:
             connection.request("POST", "/v1/chat/completions", body, headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise EngineError(error_message(Answer(response.status, response.read(LARGEST_BODY))))
-            return _read_stream(response, started)
+                raise EngineError(error_message(Answer(response.status, _read_body(response, started + self.timeout))))
+            return _read_stream(response, started, self.timeout)
         except (OSError, http.client.HTTPException) as exc:
             raise self._unreachable(exc, self.timeout) from None
         finally:
@@ -125,6 +128,8 @@ class Engine:
 
     def _headers(self, key: str | None) -> dict[str, str]:
         used = self._api_key if key is None else key
+        if used and not KEY.fullmatch(used):
+            raise EngineError("the API key has a space, a line break or another character that no header can carry")
         return {"Authorization": f"Bearer {used}"} if used else {}
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
@@ -141,11 +146,12 @@ class Engine:
         key: str | None,
     ) -> Answer:
         limit = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
         connection = self._connect(limit)
         try:
             connection.request(method, path, body, {**self._headers(key), **headers})
             response = connection.getresponse()
-            return Answer(response.status, response.read(LARGEST_BODY))
+            return Answer(response.status, _read_body(response, deadline))
         except (OSError, http.client.HTTPException) as exc:
             raise self._unreachable(exc, limit) from None
         finally:
@@ -154,15 +160,43 @@ class Engine:
     def _unreachable(self, exc: Exception, limit: float) -> EngineUnreachable:
         if isinstance(exc, (socket.timeout, TimeoutError)):
             return EngineUnreachable(f"no answer from {self.url} within {limit:g} s")
+        if isinstance(exc, http.client.IncompleteRead):
+            return EngineUnreachable(f"{self.url}: the connection was cut in the middle of an answer")
         reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
         return EngineUnreachable(f"{self.url}: {reason}")
 
 
-def _read_stream(response: http.client.HTTPResponse, started: float) -> Streamed:
+def _read_body(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The body, however slowly its pieces come; the socket's own time limit is for each of them."""
+    body = bytearray()
+    while len(body) < LARGEST_BODY:
+        piece = response.read1(65536)
+        if not piece:
+            if response.length:
+                raise http.client.IncompleteRead(bytes(body), response.length)
+            break
+        body += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return bytes(body[:LARGEST_BODY])
+
+
+def _read_stream(response: http.client.HTTPResponse, started: float, limit: float) -> Streamed:
+    kind = response.headers.get_content_type()
+    if kind != "text/event-stream":
+        raise EngineError(f"{kind} instead of an event stream: {excerpt(_read_body(response, started + limit))}")
     pieces: list[str] = []
     first = 0.0
     done = False
-    for raw in response:
+    size = 0
+    while True:
+        raw = response.readline(LARGEST_BODY)
+        size += len(raw)
+        # Comments keep a connection alive whose engine has stopped answering.
+        if time.monotonic() - started > limit:
+            raise TimeoutError
+        if not raw or size > LARGEST_BODY:
+            break
         line = raw.strip()
         # Lines that start with a colon are comments (vLLM's --sse-keep-alive-interval).
         if not line.startswith(b"data:"):
@@ -183,11 +217,18 @@ def _read_stream(response: http.client.HTTPResponse, started: float) -> Streamed
 def _delta(data: bytes) -> str:
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EngineError(f"a stream event that is not JSON: {excerpt(data)}") from None
-    if "error" in event:
-        raise EngineError(f"the stream reported an error: {event['error']}")
-    choices = event.get("choices") or [{}]
-    delta = choices[0].get("delta") or {}
-    # Reasoning models speak in another field first.
-    return str(delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or "")
+    try:
+        if "error" in event:
+            error = event["error"]
+            raise EngineError(f"the stream reported an error: {error.get('message', error)}")
+        choices = event.get("choices") or [{}]
+        return spoken(choices[0].get("delta") or {})
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise EngineError(f"a stream event in a shape that is not OpenAI's: {excerpt(data)}") from None
+
+
+def spoken(message: t.Mapping[str, t.Any]) -> str:
+    """The words of a message or delta; reasoning models speak in another field first."""
+    return str(message.get("content") or message.get("reasoning_content") or message.get("reasoning") or "")

@@ -26,6 +26,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._openai import (
     EngineUnreachable,
     error_message,
     excerpt,
+    spoken,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_clip import (
     CLIP_EXPECT,
@@ -154,14 +155,15 @@ def model_config(path: str) -> dict[str, t.Any]:
     try:
         with open(f"{path}/config.json", encoding="utf-8") as stream:
             value = json.load(stream)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def kinds_for(routes: t.Container[str], config: t.Mapping[str, t.Any]) -> list[str]:
     """Probe kinds from the engine's own routes and the model's architecture."""
-    architectures = " ".join(str(name) for name in config.get("architectures") or [])
+    named = config.get("architectures")
+    architectures = " ".join(str(name) for name in named) if isinstance(named, list) else ""
     if (
         "/v1/audio/transcriptions" in routes
         and "ForConditionalGeneration" in architectures
@@ -187,7 +189,11 @@ def _routes(engine: Engine) -> set[str]:
     answer = engine.get("/openapi.json")
     if answer.status != 200:
         return {"/v1/chat/completions"}
-    return set(answer.json().get("paths") or {})
+    document = answer.json()
+    paths = document.get("paths") if isinstance(document, dict) else None
+    if not isinstance(paths, dict):
+        raise EngineError("GET /openapi.json answered in a shape that is not OpenAPI's")
+    return set(paths)
 
 
 # Asking
@@ -266,7 +272,9 @@ def _check_key(engine: Engine) -> Result:
         return result
     result.answered = ", ".join(str(status) for status in seen)
     result.ok = seen == [401, 401]
-    result.reason = "" if result.ok else "the engine answers without its API key"
+    if not result.ok:
+        open_door = any(status < 400 for status in seen)
+        result.reason = "the engine answers without its API key" if open_door else f"answered {result.answered}"
     return result
 
 
@@ -331,7 +339,7 @@ def _ask_completion(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.
         "/v1/completions",
         body,
         result,
-        lambda value: str(value["choices"][0]["text"]),
+        lambda value: str(value["choices"][0]["text"] or ""),
     )
 
 
@@ -349,7 +357,7 @@ def _ask_vision(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]
         "/v1/chat/completions",
         body,
         result,
-        lambda value: str(value["choices"][0]["message"]["content"]),
+        lambda value: spoken(value["choices"][0]["message"]),
     )
 
 
@@ -365,7 +373,7 @@ def _ask_transcription(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str,
     def send() -> Answer:
         return engine.post_form("/v1/audio/transcriptions", fields, (CLIP_NAME, "audio/wav", clip()))
 
-    return _judge_answer(send, result, lambda value: str(value["text"]))
+    return _judge_answer(send, result, lambda value: str(value["text"] or ""))
 
 
 def _ask_embedding(engine: Engine, endpoint: Endpoint, _probe: t.Mapping[str, t.Any]) -> Result:
@@ -394,7 +402,7 @@ def _ask_embedding(engine: Engine, endpoint: Endpoint, _probe: t.Mapping[str, t.
     except EngineError as exc:
         result.reason = str(exc)
         return result
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         result.reason = "/v1/embeddings answered in a shape that is not OpenAI's"
         return result
     result.answered = f"{len(first)} dimensions, cosine {near:.3f} and {far:.3f}"
@@ -422,7 +430,7 @@ def _judge_answer(send: t.Callable[[], Answer], result: Result, text: t.Callable
         return judge(result, text(answer.json()))
     except EngineError as exc:
         result.reason = str(exc)
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, AttributeError):
         result.reason = "the answer has a shape that is not OpenAI's"
     return result
 

@@ -12,12 +12,15 @@ survives a connection that is cut between two of them.
 
 from __future__ import annotations
 
+import re
 import typing as t
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe import Endpoint, interrogate, wait_for_health
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import absolute_root, make_backend
-from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE, PROBE_KINDS
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout, Status
 
 NO_RUNTIME = "none"
@@ -39,7 +42,42 @@ def argument_spec() -> dict[str, t.Any]:
     }
 
 
+def _refuse(index: int, seen: str, expected: str) -> t.NoReturn:
+    raise FleetError("probe.bad_endpoint", f"endpoints[{index}] {seen}", expected, "correct it, then run again")
+
+
+def _check_endpoint(index: int, entry: t.Mapping[str, t.Any]) -> None:
+    for key in ("name", "url", "served_model_name"):
+        if not entry.get(key):
+            _refuse(index, f"has no {key}", "name, url and served_model_name")
+    try:
+        parts = urllib.parse.urlsplit(str(entry["url"]))
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        good = False
+    if not good:
+        _refuse(index, f"has the url {entry['url']}", "a url like http://127.0.0.1:8000")
+    probes = entry.get("probes")
+    if probes is not None and not (isinstance(probes, list) and all(isinstance(probe, dict) for probe in probes)):
+        _refuse(index, "has probes that are no list of mappings", "a list of mappings with kind")
+    for probe in probes or []:
+        if probe.get("kind") not in PROBE_KINDS:
+            _refuse(index, f"has a probe of the kind {probe.get('kind')}", f"one of {', '.join(PROBE_KINDS)}")
+        try:
+            re.compile(str(probe.get("expect") or ""))
+            int(probe.get("max_tokens") or 0)
+        except (re.error, ValueError, TypeError) as exc:
+            _refuse(index, f"has a {probe['kind']} probe with a bad value: {exc}", "expect: a regular expression")
+
+
 def endpoints_of(options: t.Mapping[str, t.Any]) -> list[Endpoint]:
+    """The endpoints, checked: a playbook may list its own."""
+    for index, entry in enumerate(options["endpoints"]):
+        _check_endpoint(index, entry)
+    names = [str(entry["name"]) for entry in options["endpoints"]]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            _refuse(index, f"is the second one named {name}", "a name of its own for each")
     return [
         Endpoint(
             name=str(entry["name"]),

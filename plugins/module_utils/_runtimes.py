@@ -22,6 +22,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._systemd import Syst
 
 RUNTIMES = ("auto", "systemd", "supervisor")
 DEFAULT_ROOT = "/var/lib/gpufleet-vllm"
+# Two levels deep, and yet no one's own: a deploy sets the mode of its root, a teardown empties it.
+SYSTEM_DIRECTORIES = {
+    *(f"/var/{name}" for name in ("cache", "lib", "local", "log", "mail", "opt", "run", "spool", "tmp")),
+    *(f"/usr/{name}" for name in ("bin", "lib", "lib64", "libexec", "local", "sbin", "share", "src")),
+    *("/run/lock", "/run/user", "/etc/systemd"),
+}
 
 
 def argument_spec() -> dict[str, t.Any]:
@@ -80,11 +86,21 @@ def user_exists(user: str) -> bool:
 def absolute_root(root: str) -> str:
     """The root without trailing slashes; a system directory is refused, since teardown removes a root."""
     cleaned = os.path.normpath(root)
-    if not os.path.isabs(cleaned) or (cleaned.count("/") < 2 and cleaned not in ("/gpufleet", "/vllm")):
+    if cleaned.startswith("//"):  # POSIX keeps two leading slashes; three are one again
+        cleaned = cleaned[1:]
+    shallow = cleaned.count("/") < 2 and cleaned not in ("/gpufleet", "/vllm")
+    if not os.path.isabs(cleaned) or shallow or cleaned in SYSTEM_DIRECTORIES:
         raise FleetError(
             "stack.bad_root",
             f"vllm_root is {root}",
             "an absolute path of its own below a top-level directory",
+            "set vllm_root to something like /var/lib/gpufleet-vllm",
+        )
+    if not cleaned.isprintable():
+        raise FleetError(
+            "stack.bad_root",
+            f"vllm_root is {root!r}",
+            "a path without line breaks and control characters",
             "set vllm_root to something like /var/lib/gpufleet-vllm",
         )
     return cleaned

@@ -20,6 +20,7 @@ One root directory holds all of it, readable by a person::
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -44,17 +45,23 @@ HIDDEN = "********"
 
 @dataclass(frozen=True)
 class Status:
-    """``state`` is running, starting, stopped or failed; ``restarts`` and ``since`` (epoch) where they are known."""
+    """``state`` is running, starting, restarting (it died, and is started again), stopped or failed (it is not).
+
+    ``restarts`` and ``since`` (epoch) are there where they are known.
+
+    ``lasting`` is false where the service would not be there again after a reboot.
+    """
 
     state: str
     pid: int | None = None
     restarts: int | None = None
     since: float | None = None
     detail: str = ""
+    lasting: bool = True
 
     @property
     def alive(self) -> bool:
-        return self.state in ("running", "starting")
+        return self.state in ("running", "starting", "restarting")
 
     def as_dict(self) -> dict[str, t.Any]:
         return {
@@ -124,8 +131,8 @@ class Desired:
 class Backend(t.Protocol):
     """What a process manager must be able to do; names are service names."""
 
-    def check(self, changing: bool) -> None:
-        """Refuse, before anything is touched and in check mode too, what :meth:`prepare` or a change could not do."""
+    def check(self, changing: t.Sequence[str]) -> None:
+        """Refuse, before anything is touched and in check mode too, what a change of these services could not do."""
 
     def prepare(self) -> None: ...
 
@@ -156,9 +163,24 @@ def service_digest(service: t.Mapping[str, t.Any], extra: t.Mapping[str, t.Any])
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
+def as_failure(exc: FleetError | OSError) -> FleetError:
+    """An error of the system in words an operator can act on; a ``FleetError`` is that already."""
+    if isinstance(exc, FleetError):
+        return exc
+    seen = f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        expected, remedy = "space and inodes left on its file system", "free some (df -h, df -i, quota), then run again"
+        return FleetError("host.disk_full", seen, expected, remedy)
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        expected, remedy = "the right to read and write it", "run as root (become: true), or as the owner of vllm_root"
+        return FleetError("host.permission", seen, expected, remedy)
+    return FleetError("host.os_error", seen, "a working file system", "correct it on the host, then run again")
+
+
 def read_text(path: str) -> str | None:
+    """``None`` where there is no file; bytes that are no text are replaced, so it differs from what we would write."""
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read()
     except FileNotFoundError:
         return None
@@ -185,14 +207,25 @@ def write_file(path: str, text: str, mode: int, owner: tuple[int, int] | None = 
                 os.fchown(stream.fileno(), *owner)
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as exc:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(exc, OSError):
+            raise OSError(exc.errno, exc.strerror, path) from exc  # a failed write names no file
         raise
 
 
 def make_directory(path: str, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Made or corrected. An administrator may link it elsewhere; a link by anyone else could point us anywhere."""
     os.makedirs(path, exist_ok=True)
+    link = os.lstat(path)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
+        raise FleetError(
+            "stack.foreign_link",
+            f"{path} is a link that uid {link.st_uid} made",
+            "a directory, or a link made by root or by the user of this run",
+            "look at where it points and who can write there, remove it, then run again",
+        )
     current = os.stat(path)
     if stat.S_IMODE(current.st_mode) != mode:
         os.chmod(path, mode)
@@ -218,7 +251,7 @@ def exclusive(layout: Layout) -> t.Iterator[None]:
     with open(layout.lock, "a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             stream.seek(0)
             raise FleetError(
                 "stack.locked",
@@ -229,8 +262,10 @@ def exclusive(layout: Layout) -> t.Iterator[None]:
         stream.truncate(0)
         stream.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
         stream.flush()
-        yield
-        stream.truncate(0)
+        try:
+            yield
+        finally:
+            stream.truncate(0)
 
 
 @dataclass
@@ -287,7 +322,8 @@ class Stack:
             action = self._action(item, installed, status.get(item.name))
             after = before if action in (UNCHANGED, STARTED) else describe(item)
             changes.append(Change(item.name, action, before, after, status.get(item.name)))
-        for name in sorted(set(installed) - wanted):
+        # A directory without a definition was left by a run that was ended half-way; it may hold secrets.
+        for name in sorted({*installed, *self._workdirs()} - wanted):
             changes.append(Change(name, REMOVED, self._described(name), "", None))
         return changes
 
@@ -297,7 +333,14 @@ class Stack:
         secrets_changed = read_text(self.layout.environment(item.name)) != _render.environment_text(item.environment())
         if installed[item.name] != item.digest or secrets_changed:
             return UPDATED
-        return UNCHANGED if status and status.alive else STARTED
+        return UNCHANGED if status and status.alive and status.lasting else STARTED
+
+    def _workdirs(self) -> list[str]:
+        try:
+            with os.scandir(self.layout.services) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
 
     def _described(self, name: str) -> str:
         return read_text(f"{self.layout.workdir(name)}/description") or ""
@@ -317,7 +360,8 @@ class Stack:
         for change in changes:
             if change.action == REMOVED:
                 self.backend.remove(change.name)
-                shutil.rmtree(self.layout.workdir(change.name), ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(self.layout.workdir(change.name))
             elif change.action in (CREATED, UPDATED):
                 self._write(by_name[change.name])
         self.backend.start([change.name for change in changes if change.action in (CREATED, UPDATED, STARTED)])
@@ -339,6 +383,7 @@ class Stack:
             _render.environment_text(item.environment()),
             0o600,
         )
-        write_file(f"{workdir}/description", describe(item), 0o644)
+        # A plain environment may hold a secret by mistake.
+        write_file(f"{workdir}/description", describe(item), 0o600)
         # The definition carries the digest, so it comes last: a run killed before this line is repaired by the next.
         self.backend.install(item)

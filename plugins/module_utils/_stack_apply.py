@@ -16,6 +16,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
     absolute_root,
     make_backend,
@@ -122,7 +123,7 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
     stack = Stack(layout, backend, owner)
     changes = stack.changes(desired)
     changed = any(change.action != UNCHANGED for change in changes)
-    backend.check(changed)
+    backend.check([change.name for change in changes if change.action != UNCHANGED])
     plan_changed = read_text(layout.plan) != as_text(plan)
     if not check_mode and (changed or plan_changed):
         make_directory(layout.root, 0o755)
@@ -142,24 +143,30 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
 
 def _stop_timeout(options: Options, layout: Layout) -> float:
     """From the old plan as well: what is stopped was started with its own drain time."""
-    applied = (read_json(layout.plan) or {}).get("services") or []
-    timeouts = [int(service.get("stop_timeout") or 0) for service in [*applied, *options.services]]
-    return max([60, *timeouts]) + STOP_SLACK_SECONDS
+    applied = (read_json(layout.plan) or {}).get("services")
+    services = [*(applied if isinstance(applied, list) else []), *options.services]
+    timeouts = [service.get("stop_timeout") for service in services if isinstance(service, dict)]
+    return max([60, *(timeout for timeout in timeouts if isinstance(timeout, int))]) + STOP_SLACK_SECONDS
 
 
 def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
     """Stop and remove every service of the root, and all state of ours in it; nothing else in it is touched."""
     layout = Layout(absolute_root(options.root))
-    backend = make_backend(options.runtime, layout, user=options.user, group=options.group, allow_daemon_reload=True)
+    backend = make_backend(
+        options.runtime, layout, user=options.user, group=options.group, allow_daemon_reload=options.allow_daemon_reload
+    )
     changes = Stack(layout, backend).changes([])
     leftovers = [path for path in _state_paths(layout) if os.path.lexists(path)]
     changed = bool(changes or leftovers)
+    backend.check([change.name for change in changes])
     if changed and not check_mode:
         timeout = _stop_timeout(options, layout)
+        # Units may be there without their root, which then is made for the lock alone.
+        make_directory(layout.root, 0o755)
         with exclusive(layout):
             _remove_all(backend, changes, timeout)
-        for path in [*_state_paths(layout), layout.lock]:
-            _remove(path)
+            for path in [*_state_paths(layout), layout.lock]:
+                _remove(path)
         _remove_empty(layout.root)
     return {
         "changed": changed,
@@ -200,6 +207,13 @@ def record(root: str, check_mode: bool) -> dict[str, t.Any]:
     """Make the applied plan the record: what the host is known to have run successfully."""
     layout = Layout(absolute_root(root))
     plan = read_json(layout.plan)
+    if plan is None and os.path.lexists(layout.plan):
+        raise FleetError(
+            "stack.plan_unreadable",
+            f"{layout.plan} can not be read as a plan",
+            "the plan that the last deploy applied",
+            "run as root or as its owner; if it is damaged, deploy again, which writes it anew",
+        )
     before = read_json(layout.record) or {}
     digest = plan.get("digest") if plan else None
     changed = plan is not None and before.get("digest") != digest

@@ -14,13 +14,15 @@ import http.client
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import time
 import typing as t
+import xml.parsers.expat
 import xmlrpc.client
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _render
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Runner
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
@@ -33,20 +35,28 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
     write_file,
 )
 
-# sockaddr_un.sun_path holds 108 bytes, its end included.
-SOCKET_PATH_LIMIT = 107
+# sockaddr_un.sun_path holds 108 bytes, its end included; supervisord first binds the name with ".PID" behind it.
+SOCKET_PATH_LIMIT = 107 - len(".4194304")
+STOP_WAIT = re.compile(r"^stopwaitsecs=(\d+)$", re.MULTILINE)
+LONGEST_EXIT = 60.0
+# supervisor.xmlrpc.Faults
+BAD_NAME, NOT_RUNNING, SHUTDOWN_STATE = 10, 70, 6
 DIGEST = re.compile(r'^environment=GPUFLEET_DIGEST="([0-9a-f]+)"$', re.MULTILINE)
 # supervisord's process states (supervisor.states.ProcessStates) in our words.
 STATES = {
     "STARTING": "starting",
     "RUNNING": "running",
-    "BACKOFF": "failed",
+    "BACKOFF": "restarting",
     "STOPPING": "stopped",
     "STOPPED": "stopped",
-    "EXITED": "failed",
+    "EXITED": "restarting",
     "FATAL": "failed",
     "UNKNOWN": "failed",
 }
+
+
+class _NoAnswer(FleetError):
+    """No supervisord at the socket, or one that hung up."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -55,9 +65,18 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(self.timeout)
+            connection.connect(self._path)
+        except BaseException:
+            connection.close()
+            raise
+        self.sock = connection
+
+
+class _Leaving(FleetError):
+    """A supervisord on its way out: it waits for its processes, and refuses every request."""
 
 
 class _UnixTransport(xmlrpc.client.Transport):
@@ -67,6 +86,22 @@ class _UnixTransport(xmlrpc.client.Transport):
 
     def make_connection(self, host: t.Any) -> http.client.HTTPConnection:
         return _UnixConnection(self._path)
+
+    def parse_response(self, response: t.Any) -> t.Any:
+        with response:  # an answer that is no XML would leave it open
+            return super().parse_response(response)
+
+
+def _leads_group(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+def _runs(pid: int) -> bool:
+    """Not a zombie, which only its parent can clear away."""
+    return _host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"], ["X"])
 
 
 def parse_digest(program: str) -> str:
@@ -106,21 +141,22 @@ class SupervisorBackend:
     # Backend
 
     def installed(self) -> dict[str, str]:
-        try:
-            files = sorted(os.listdir(self.programs))
-        except FileNotFoundError:
-            return {}
-        names = [name[:-5] for name in files if name.endswith(".conf")]
-        return {name: parse_digest(read_text(self._program(name)) or "") for name in names}
+        # What supervisord runs without a file is ours as well: the file of it was lost.
+        found = dict.fromkeys(self._processes(), "")
+        found.update((name, parse_digest(read_text(self._program(name)) or "")) for name in self._files())
+        return found
 
     def status(self, names: t.Iterable[str]) -> dict[str, Status]:
-        known: dict[str, Status] = {}
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            known = {str(info["name"]): parse_status(info) for info in self._call("getAllProcessInfo")}
-        installed = self.installed()
-        return {name: known.get(name, Status("stopped")) for name in names if name in known or name in installed}
+        known = {name: parse_status(info) for name, info in self._processes().items()}
+        files = self._files()
+        if files and not known:
+            known = {
+                name: Status("stopped", pid=pid, detail="left behind by a supervisord that is gone")
+                for name, pid in self._orphans().items()
+            }
+        return {name: known.get(name, Status("stopped")) for name in names if name in known or name in files}
 
-    def check(self, changing: bool) -> None:
+    def check(self, changing: t.Sequence[str]) -> None:
         if changing and len(os.fsencode(self.socket)) > SOCKET_PATH_LIMIT:
             raise FleetError(
                 "stack.path_too_long",
@@ -143,7 +179,11 @@ class SupervisorBackend:
         text = _render.supervisor_config(paths)
         if read_text(self.config) != text:
             write_file(self.config, text, 0o600)
+        if self._leaving():
+            self._await_exit(LONGEST_EXIT)
         if not self._answers():
+            self._refuse_deaf_daemon()
+            self._end_orphans()
             self._start_daemon()
 
     def install(self, desired: Desired) -> None:
@@ -168,12 +208,12 @@ class SupervisorBackend:
         self._forget(name)
 
     def stop(self, names: t.Sequence[str], timeout: float) -> None:
-        running = self._alive(names)
-        for name in running:
-            # BACKOFF has no process, yet supervisor would start it again: stopping it is what ends the retries.
-            self._call("stopProcess", name, False, missing_ok=True)
         deadline = time.monotonic() + timeout
+        running = self._alive(names)
         while running and time.monotonic() < deadline:
+            for name in running:
+                # Asked again and again, since one that exited by itself can only be stopped once it is started again.
+                self._call("stopProcess", name, False, missing_ok=True)
             time.sleep(0.2)
             running = self._alive(running)
         if running:
@@ -190,7 +230,7 @@ class SupervisorBackend:
         self._call("reloadConfig")
         for name in names:
             # A group keeps the configuration it was added with, so it is added anew; adding starts it (autostart).
-            self._call("stopProcess", name, True, missing_ok=True)
+            self.stop([name], LONGEST_EXIT)
             self._forget(name)
             self._call("addProcessGroup", name)
 
@@ -200,10 +240,18 @@ class SupervisorBackend:
     def shutdown(self, timeout: float) -> bool:
         """End supervisord and all that it runs; ``False`` if it did not run."""
         if not self._answers():
+            self._refuse_deaf_daemon()
+            self._end_orphans()
             return False
-        self._call("shutdown")
+        if not self._leaving():
+            self._call("shutdown")
+        self._await_exit(timeout)
+        return True
+
+    def _await_exit(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while self._answers():
+        # It closes its socket before it ends.
+        while self._answers() or self._daemon():
             if time.monotonic() > deadline:
                 raise FleetError(
                     "stack.stop_timeout",
@@ -212,7 +260,6 @@ class SupervisorBackend:
                     f"look at {self.layout.logs}/supervisord.log, then run again",
                 )
             time.sleep(0.2)
-        return True
 
     def version(self) -> str:
         marker = read_text(f"{self.venv}/gpufleet-requirements") or ""
@@ -224,13 +271,26 @@ class SupervisorBackend:
         return f"{self.programs}/{name}.conf"
 
     def _call(self, method: str, *arguments: t.Any, missing_ok: bool = False) -> t.Any:
-        proxy = xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_UnixTransport(self.socket))
         try:
-            return getattr(proxy.supervisor, method)(*arguments)
+            with xmlrpc.client.ServerProxy("http://localhost/RPC2", _UnixTransport(self.socket)) as proxy:
+                return getattr(proxy.supervisor, method)(*arguments)
+        except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError, xml.parsers.expat.ExpatError) as exc:
+            raise _NoAnswer(
+                "stack.supervisor",
+                f"supervisord did not answer {method} at {self.socket}: {getattr(exc, 'strerror', None) or exc}",
+                "an answer within 30 s",
+                f"look at {self.layout.logs}/supervisord.log, then run again",
+            ) from None
         except xmlrpc.client.Fault as exc:
-            # 10 BAD_NAME, 70 NOT_RUNNING, 90 ALREADY_ADDED
-            if missing_ok and exc.faultCode in (10, 70):
+            if missing_ok and exc.faultCode in (BAD_NAME, NOT_RUNNING):
                 return None
+            if exc.faultCode == SHUTDOWN_STATE:
+                raise _Leaving(
+                    "stack.supervisor",
+                    f"supervisord of {self.layout.root} is shutting down",
+                    "one that runs, or none",
+                    "wait until it has ended, then run again",
+                ) from None
             raise FleetError(
                 "stack.supervisor",
                 f"supervisord refused {method}{arguments}: {exc.faultString}",
@@ -238,23 +298,87 @@ class SupervisorBackend:
                 f"look at {self.layout.logs}/supervisord.log",
             ) from None
 
+    def _files(self) -> list[str]:
+        """Names of the services that have a definition."""
+        try:
+            return sorted(name[:-5] for name in os.listdir(self.programs) if name.endswith(".conf"))
+        except FileNotFoundError:
+            return []
+
+    def _processes(self) -> dict[str, dict[str, t.Any]]:
+        """``getAllProcessInfo`` by name; empty where no supervisord runs."""
+        try:
+            return {str(info["name"]): info for info in self._call("getAllProcessInfo")}
+        except (_NoAnswer, _Leaving):
+            return {}
+
     def _answers(self) -> bool:
         try:
             self._call("getState")
-        except (OSError, http.client.HTTPException):
+        except _NoAnswer:
             return False
+        except _Leaving:
+            pass
         return True
 
-    def _alive(self, names: t.Sequence[str]) -> list[str]:
+    def _leaving(self) -> bool:
         try:
-            states = {str(info["name"]): str(info["statename"]) for info in self._call("getAllProcessInfo")}
-        except (OSError, http.client.HTTPException):
-            return []
-        return [name for name in names if states.get(name) in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")]
+            self._call("getState")
+        except _NoAnswer:
+            return False
+        except _Leaving:
+            return True
+        return False
+
+    def _alive(self, names: t.Sequence[str]) -> list[str]:
+        states = {name: str(info.get("statename")) for name, info in self._processes().items()}
+        # BACKOFF and EXITED have no process, yet supervisor starts them again: a stop is what ends that.
+        alive = ("STARTING", "RUNNING", "BACKOFF", "STOPPING", "EXITED")
+        return [name for name in names if states.get(name) in alive]
 
     def _forget(self, name: str) -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        with contextlib.suppress(_NoAnswer):
             self._call("removeProcessGroup", name, missing_ok=True)
+
+    def _daemon(self) -> int:
+        """The pid of this root's supervisord, 0 if none runs; a pid that another program took over is none."""
+        text = (read_text(f"{self.base}/supervisord.pid") or "").strip()
+        ours = text.isdigit() and self.config in _host.read(f"/proc/{text}/cmdline").split("\0")
+        return int(text) if ours else 0
+
+    def _refuse_deaf_daemon(self) -> None:
+        """A second supervisord beside one that lost its socket would run every service twice."""
+        pid = self._daemon()
+        if pid:
+            raise FleetError(
+                "stack.supervisor",
+                f"supervisord (pid {pid}) runs, but does not answer at {self.socket}",
+                "an answer at its control socket",
+                f"end it and its services with 'kill {pid}', then run again",
+            )
+
+    def _orphans(self) -> dict[str, int]:
+        """Main processes that outlived a killed supervisord, by service: they hold ports and GPUs."""
+        found: dict[str, int] = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                values = _host.read(f"/proc/{entry}/environ").split("\0")
+                words = dict(value.split("=", 1) for value in values if "=" in value)
+                if words.get("SUPERVISOR_SERVER_URL") == f"unix://{self.socket}" and _leads_group(int(entry)):
+                    found[words.get("SUPERVISOR_PROCESS_NAME", "")] = int(entry)
+        return found
+
+    def _end_orphans(self) -> None:
+        """As supervisord would: SIGTERM to the main process, and SIGKILL to its group when it does not end in time."""
+        for name, pid in self._orphans().items():
+            wait = STOP_WAIT.search(read_text(self._program(name)) or "")
+            deadline = time.monotonic() + (int(wait.group(1)) if wait else LONGEST_EXIT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            while _runs(pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
     def _start_daemon(self) -> None:
         done = self.run([f"{self.venv}/bin/supervisord", "-c", self.config], 60)

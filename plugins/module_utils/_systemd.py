@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+import time
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
@@ -28,6 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
 PREFIX = "vllm-"
 UNIT_DIRECTORY = "/etc/systemd/system"
 DIGEST = re.compile(r"^# digest=([0-9a-f]+)$", re.MULTILINE)
+SEAL = re.compile(r"^# sha256=([0-9a-f]{64})\n", re.MULTILINE)
 PROPERTIES = (
     "Id",
     "ActiveState",
@@ -36,7 +39,21 @@ PROPERTIES = (
     "NRestarts",
     "Result",
     "ActiveEnterTimestampMonotonic",
+    "UnitFileState",
 )
+
+
+def sealed(unit: str) -> str:
+    """A unit with the checksum of itself, so that an edit shows."""
+    return unit.replace("\n[Unit]\n", f"\n# sha256={hashlib.sha256(unit.encode()).hexdigest()}\n[Unit]\n", 1)
+
+
+def installed_digest(text: str) -> str:
+    """The digest that a unit was installed with; empty, so that it is written anew, where somebody edited it."""
+    digest, seal = DIGEST.search(text), SEAL.search(text)
+    if not digest or not seal or hashlib.sha256(SEAL.sub("", text, count=1).encode()).hexdigest() != seal.group(1):
+        return ""
+    return digest.group(1)
 
 
 def parse_show(text: str) -> dict[str, dict[str, str]]:
@@ -49,8 +66,11 @@ def parse_show(text: str) -> dict[str, dict[str, str]]:
     return units
 
 
-def parse_status(values: t.Mapping[str, str]) -> Status:
-    """Our state from systemd's: ``activating (auto-restart)`` has died and waits to be started again."""
+def parse_status(values: t.Mapping[str, str], boot: float = 0.0) -> Status:
+    """Our state from systemd's: ``activating (auto-restart)`` has died and waits to be started again.
+
+    ``boot`` is the epoch of the monotonic clock's zero.
+    """
     active, sub = values.get("ActiveState", ""), values.get("SubState", "")
     pid = int(values.get("MainPID") or 0) or None
     restarts = int(values["NRestarts"]) if values.get("NRestarts", "").isdigit() else None
@@ -61,9 +81,13 @@ def parse_status(values: t.Mapping[str, str]) -> Status:
         "reloading": "running",
         "failed": "failed",
     }.get(active, "stopped")
-    if sub == "auto-restart":
-        state = "failed"
-    return Status(state=state, pid=pid, restarts=restarts, detail=detail)
+    # auto-restart, and from systemd 254 auto-restart-queued and dead-before-auto-restart.
+    if "auto-restart" in sub:
+        state = "restarting"
+    entered = values.get("ActiveEnterTimestampMonotonic", "")
+    since = boot + int(entered) / 1e6 if state == "running" and entered.isdigit() and int(entered) else None
+    lasting = values.get("UnitFileState", "enabled") == "enabled"
+    return Status(state=state, pid=pid, restarts=restarts, since=since, detail=detail, lasting=lasting)
 
 
 class SystemdBackend:
@@ -87,8 +111,19 @@ class SystemdBackend:
 
     # Backend
 
-    def check(self, changing: bool) -> None:
-        if self.allow_daemon_reload or not changing:
+    def check(self, changing: t.Sequence[str]) -> None:
+        if not changing:
+            return
+        for name in changing:
+            self._refuse_foreign(name)
+        if not os.access(self.unit_directory, os.W_OK):
+            raise FleetError(
+                "stack.not_root",
+                f"uid {os.geteuid()} may not write {self.unit_directory}",
+                "a run as root, which systemd units need",
+                "set become: true, or vllm_runtime_manager: supervisor, which needs no root",
+            )
+        if self.allow_daemon_reload:
             return
         containers = gpu_containers(self.run)
         if containers:
@@ -113,8 +148,7 @@ class SystemdBackend:
             if file.startswith(PREFIX) and file.endswith(".service"):
                 text = read_text(f"{self.unit_directory}/{file}") or ""
                 if f"\n# root={self.layout.root}\n" in text:
-                    digest = DIGEST.search(text)
-                    found[file[len(PREFIX) : -len(".service")]] = digest.group(1) if digest else ""
+                    found[file[len(PREFIX) : -len(".service")]] = installed_digest(text)
         return found
 
     def status(self, names: t.Iterable[str]) -> dict[str, Status]:
@@ -125,37 +159,43 @@ class SystemdBackend:
         units = [self._unit(name) for name in wanted]
         shown = self._systemctl("show", "--property=" + ",".join(PROPERTIES), *units)
         blocks = parse_show(shown.out)
-        return {name: parse_status(blocks.get(self._unit(name), {})) for name in wanted}
+        boot = time.time() - time.monotonic()
+        return {name: parse_status(blocks.get(self._unit(name), {}), boot) for name in wanted}
 
     def stop(self, names: t.Sequence[str], timeout: float) -> None:
         installed = self.installed()
         units = [self._unit(name) for name in names if name in installed]
-        if units:
-            self._systemctl("stop", *units, timeout=timeout)
+        if not units:
+            return
+        done = self._systemctl("stop", *units, timeout=timeout, check=False)
+        if done.timed_out:
+            raise FleetError(
+                "stack.stop_timeout",
+                f"{', '.join(units)} still runs {timeout:g} s after it was asked to stop",
+                "a stop within drain_seconds and a margin",
+                "systemd goes on stopping it: look at 'systemctl list-jobs' and its journal, then run again",
+            )
+        self._succeeded(done, "stop", *units)
 
     def install(self, desired: Desired) -> None:
-        path = f"{self.unit_directory}/{self._unit(desired.name)}"
-        present = read_text(path)
-        if present is not None and f"\n# root={self.layout.root}\n" not in present:
-            raise FleetError(
-                "stack.foreign_unit",
-                f"{path} exists and is not ours",
-                f"a unit made by this collection for {self.layout.root}, or none",
-                "rename the service, or remove that unit",
-            )
+        self._refuse_foreign(desired.name)
         paths = {
             "root": self.layout.root,
             "state": f"{self.layout.workdir(desired.name)}/state",
             "environment": self.layout.environment(desired.name),
         }
         unit = _render.systemd_unit(desired.service, paths, self.user, self.group, desired.digest)
-        write_file(path, unit, 0o644)
+        write_file(self._path(desired.name), sealed(unit), 0o644)
 
     def remove(self, name: str) -> None:
+        if name not in self.installed():
+            return
         self._systemctl("disable", self._unit(name))
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.unit_directory}/{self._unit(name)}")
+            os.unlink(self._path(name))
         self._systemctl("daemon-reload")
+        # A unit that failed stays listed without its file.
+        self._systemctl("reset-failed", self._unit(name), check=False)
 
     def start(self, names: t.Sequence[str]) -> None:
         if not names:
@@ -164,29 +204,63 @@ class SystemdBackend:
         self._systemctl("daemon-reload")
         self._systemctl("reset-failed", *units, check=False)
         self._systemctl("enable", *units)
-        self._systemctl("start", *units)
+        done = self._systemctl("start", *units, check=False)
+        if done.rc == 0:
+            return
+        dead = [name for name, status in self.status(names).items() if status.state not in ("running", "starting")]
+        if not dead:
+            self._succeeded(done, "start", *units)
+        said = " | ".join(line for name in dead for line in self.tail(name, 5))
+        raise FleetError(
+            "stack.start",
+            f"systemd could not start {', '.join(dead)}: {said or done.last_words}",
+            "a process that starts",
+            "correct what its journal says, then run again",
+        )
 
     def tail(self, name: str, lines: int) -> list[str]:
         shown = self.run(
             ["journalctl", "--unit", self._unit(name), "--lines", str(lines), "--output", "cat", "--no-pager"], 30
         )
-        return [line.rstrip() for line in shown.out.splitlines() if line.strip()]
+        lines_ = [line.rstrip() for line in shown.out.splitlines() if line.strip() and line != "-- No entries --"]
+        # Without the right to read the journal it is empty, and says so elsewhere.
+        return lines_ or [f"journalctl: {line.strip()}" for line in shown.err.splitlines() if line.strip()][:lines]
 
     # systemctl
+
+    def _path(self, name: str) -> str:
+        return f"{self.unit_directory}/{self._unit(name)}"
+
+    def _refuse_foreign(self, name: str) -> None:
+        path = self._path(name)
+        present = read_text(path)
+        if os.path.lexists(path) and f"\n# root={self.layout.root}\n" not in (present or ""):
+            raise FleetError(
+                "stack.foreign_unit",
+                f"{path} exists and is not ours",
+                f"a unit made by this collection for {self.layout.root}, or none",
+                "rename the service, or remove that unit",
+            )
 
     def _unit(self, name: str) -> str:
         return f"{PREFIX}{name}.service"
 
     def _systemctl(self, verb: str, *arguments: str, timeout: float = 90.0, check: bool = True) -> CommandResult:
         done = self.run(["systemctl", "--no-ask-password", verb, *arguments], timeout)
-        if check and done.rc != 0:
+        if check:
+            self._succeeded(done, verb, *arguments)
+        return done
+
+    def _succeeded(self, done: CommandResult, verb: str, *arguments: str) -> None:
+        if done.rc != 0:
+            # The first line says what failed, the last one where to read more.
+            said = next((line.strip() for line in done.err.splitlines() if line.strip()), done.last_words)
             raise FleetError(
                 "stack.systemctl",
-                f"systemctl {verb} {' '.join(arguments)} failed: {done.last_words}",
+                f"'systemctl {' '.join([verb, *arguments])}' failed: {said}",
                 "exit status 0",
-                "look at journalctl -xe on the host; a run as root (become: true) is needed",
+                "look at 'journalctl -xe' on the host; a run as root (become: true) is needed",
             )
-        return done
 
 
 def gpu_containers(run: Runner) -> list[str]:
@@ -200,6 +274,7 @@ def gpu_containers(run: Runner) -> list[str]:
     names = []
     for line in inspected.out.splitlines():
         fields = line.split("\t")
-        if len(fields) == 3 and (json.loads(fields[1]) or json.loads(fields[2]) == "nvidia"):
-            names.append(str(json.loads(fields[0])).lstrip("/"))
+        with contextlib.suppress(ValueError):  # a line that is no container's
+            if len(fields) == 3 and (json.loads(fields[1]) or json.loads(fields[2]) == "nvidia"):
+                names.append(str(json.loads(fields[0])).lstrip("/"))
     return names

@@ -11,8 +11,6 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass, field
 
-SLICES_UNTIL_GIVEN_UP = 2
-
 
 @dataclass
 class Watch:
@@ -21,31 +19,30 @@ class Watch:
     name: str
     timeout: float
     deaths: int = 0
-    failed_slices: int = 0
+    down: bool = False
     pid: int | None = None
     restarts: int | None = None
     last: dict[str, t.Any] = field(default_factory=dict)
 
     def observe(self, state: t.Mapping[str, t.Any]) -> None:
-        """Take in one slice: a new pid, a higher restart count or a failed state is a death.
+        """Take in one slice: a new pid, a higher restart count or a state without a process is a death.
 
-        A death that was seen as a failed state is not counted again when the process is back.
+        A death that was seen as such a state is not counted again when the process is back.
         """
         pid, restarts = state.get("pid"), state.get("restarts")
-        failed, was_failed = state.get("state") == "failed", self.failed_slices > 0
+        down = state.get("state") in ("failed", "restarting")
         returned = int(bool(self.pid and pid and pid != self.pid))
         if restarts is not None and self.restarts is not None:
             returned = max(returned, restarts - self.restarts)
-        self.deaths += max(0, returned + failed - was_failed)
-        self.failed_slices = self.failed_slices + 1 if failed else 0
+        self.deaths += max(0, returned + down - self.down)
+        self.down = down
         self.pid = pid or self.pid
         self.restarts = restarts if restarts is not None else self.restarts
         self.last = dict(state)
 
     def given_up(self, max_restarts: int) -> bool:
         """The process manager gave up on it, it is stopped, or it died more often than it may."""
-        stopped = self.last.get("state") == "stopped"
-        return stopped or self.deaths > max_restarts or self.failed_slices >= SLICES_UNTIL_GIVEN_UP
+        return self.last.get("state") in ("stopped", "failed") or self.deaths > max_restarts
 
 
 def progress_line(host: str, watch: Watch, elapsed: float) -> str:

@@ -163,6 +163,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host_info import gather
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import argument_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import as_failure
 
 
 def main() -> None:
@@ -177,8 +178,9 @@ def main() -> None:
     )
     try:
         module.exit_json(changed=False, **gather(**module.params))
-    except FleetError as exc:
-        module.fail_json(msg=str(exc), **exc.as_result())
+    except (FleetError, OSError) as exc:
+        failure = as_failure(exc)
+        module.fail_json(msg=str(failure), **failure.as_result())
 
 
 if __name__ == "__main__":

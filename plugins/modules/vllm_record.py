@@ -51,6 +51,7 @@ digest:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import argument_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import as_failure
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack_apply import record
 
 
@@ -58,8 +59,9 @@ def main() -> None:
     module = AnsibleModule(argument_spec={"root": argument_spec()["root"]}, supports_check_mode=True)
     try:
         module.exit_json(**record(module.params["root"], module.check_mode))
-    except FleetError as exc:
-        module.fail_json(msg=str(exc), **exc.as_result())
+    except (FleetError, OSError) as exc:
+        failure = as_failure(exc)
+        module.fail_json(msg=str(failure), **failure.as_result())
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ runtime:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import argument_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import as_failure
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack_apply import Options, absent, present
 
 
@@ -178,8 +179,9 @@ def main() -> None:
     parameters["services"] = parameters["services"] or []
     try:
         module.exit_json(**apply(Options(**parameters), module.check_mode))
-    except FleetError as exc:
-        module.fail_json(msg=str(exc), **exc.as_result())
+    except (FleetError, OSError) as exc:
+        failure = as_failure(exc)
+        module.fail_json(msg=str(failure), **failure.as_result())
 
 
 if __name__ == "__main__":

@@ -4,22 +4,12 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet_box import MODEL, Box
+from fleet_box import MODEL, Box, make_model
 from model_hub import Hub, add_model
-
-
-def make_model(directory: Path, seed: int = 1, architecture: str = "LlamaForCausalLM", **config: object) -> Path:
-    """A model directory that the simulator can serve: a config and some bytes of weights."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps({"architectures": [architecture], **config}))
-    (directory / "model.safetensors").write_bytes(random.Random(seed).randbytes(2_000_000))
-    return directory
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -46,6 +47,14 @@ def controller_environment(**extra: str) -> dict[str, str]:
     }
 
 
+def make_model(directory: Path, seed: int = 1, architecture: str = "LlamaForCausalLM", **config: object) -> Path:
+    """A model directory that the simulator can serve: a config and some bytes of weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"architectures": [architecture], **config}))
+    (directory / "model.safetensors").write_bytes(random.Random(seed).randbytes(2_000_000))
+    return directory
+
+
 @dataclass(frozen=True)
 class Run:
     """One ansible-playbook: its exit status, what it printed, and the recap of each host."""
@@ -68,20 +77,32 @@ class Run:
 
 @dataclass
 class Box:
-    """One host. ``variables`` are its inventory variables; a context manager that leaves nothing behind."""
+    """One host. ``variables`` are its inventory variables; a context manager that leaves nothing behind.
+
+    ``python`` is the interpreter of the host, for Ansible's modules and for the engine.
+    """
 
     hub: str
     name: str = "box"
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="gf-", dir="/tmp")))
     variables: dict[str, t.Any] = field(default_factory=dict)
+    python: str = sys.executable
 
     def __post_init__(self) -> None:
-        # Short on purpose: a Unix socket lies below it.
-        self.root = self.directory / "root"
         self.engine = self.directory / "engine"
         self.faults = self.directory / "faults.json"
         self.report_file = self.directory / "report.json"
         self._make_engine()
+
+    @property
+    def root(self) -> Path:
+        """The host's ``vllm_root``, as a test reads it. Short on purpose: a Unix socket lies below it."""
+        return self.directory / "root"
+
+    @property
+    def vllm_root(self) -> str:
+        """The same, as the host names it."""
+        return str(self.root)
 
     def __enter__(self) -> Box:
         return self
@@ -96,7 +117,9 @@ class Box:
     def _make_engine(self) -> None:
         vllm = self.engine / "bin" / "vllm"
         vllm.parent.mkdir(parents=True)
-        vllm.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY / "tests/lab"} exec {sys.executable} -m engine_sim "$@"\n')
+        # A copy: the service's user may not be able to read the checkout.
+        shutil.copytree(REPOSITORY / "tests/lab/engine_sim", self.engine / "lib/engine_sim")
+        vllm.write_text(f'#!/bin/sh\nPYTHONPATH={self.engine / "lib"} exec {self.python} -m engine_sim "$@"\n')
         vllm.chmod(0o755)
 
     def service(self, name: str, **extra: t.Any) -> dict[str, t.Any]:
@@ -110,8 +133,8 @@ class Box:
         path = self.directory / "hosts.json"
         host = {
             "ansible_connection": "local",
-            "ansible_python_interpreter": sys.executable,
-            "vllm_root": str(self.root),
+            "ansible_python_interpreter": self.python,
+            "vllm_root": self.vllm_root,
             "vllm_runtime": "supervisor",
             "vllm_allow_cpu": True,
             "vllm_engine_managed": False,
@@ -129,7 +152,11 @@ class Box:
 
     def play(self, playbook: str, services: t.Any = (), *arguments: str, **variables: t.Any) -> Run:
         inventory = self.inventory(list(services) if isinstance(services, tuple) else services, **variables)
-        return play(playbook, inventory, *arguments)
+        return play(playbook, inventory, *arguments, inside=self.inside())
+
+    def inside(self) -> list[str]:
+        """What stands before a command so that it runs on the host; nothing, where the host is this machine."""
+        return []
 
     def deploy(self, services: t.Any, *arguments: str, **variables: t.Any) -> Run:
         return self.play("deploy", services, *arguments, **variables)
@@ -154,9 +181,17 @@ class Box:
         return int(text) if text.isdigit() and int(text) else None
 
 
-def play(playbook: str, inventory: Path, *arguments: str, timeout: float = 300, **environment: str) -> Run:
-    """Run a playbook of the collection by its name, as an installed collection is run."""
+def play(
+    playbook: str,
+    inventory: Path,
+    *arguments: str,
+    inside: t.Sequence[str] = (),
+    timeout: float = 300,
+    **environment: str,
+) -> Run:
+    """Run a playbook of the collection by its name, as an installed collection is run; ``inside`` is a host's."""
     command = [
+        *inside,
         str(Path(sys.executable).with_name("ansible-playbook")),
         "-i",
         str(inventory),

@@ -11,6 +11,7 @@ can change them while the server runs:
 ``die_after``          seconds until it exits with status 1, as an engine that runs out of memory does; before it
 listens too
 ``die_message``        its last words on stderr
+``slow``               seconds that the answer to every question takes
 ``hang``               true: /health stays good, every other request never ends
 ``answer``             the text of every answer instead of the right one
 ``status``             an HTTP status for every question
@@ -188,6 +189,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.running += 1
         try:
+            time.sleep(float(faults().get("slow", 0)))
             self.answer(body)
         finally:
             with self.server.lock:

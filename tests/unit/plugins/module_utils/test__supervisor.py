@@ -193,8 +193,8 @@ def install(home: Path, backend: SupervisorBackend, *names: str) -> None:
     [
         ("STARTING", "starting"),
         ("RUNNING", "running"),
-        ("BACKOFF", "failed"),
-        ("EXITED", "failed"),
+        ("BACKOFF", "restarting"),
+        ("EXITED", "restarting"),
         ("FATAL", "failed"),
         ("STOPPING", "stopped"),
         ("STOPPED", "stopped"),

@@ -38,12 +38,12 @@ def watched(*slices: dict[str, t.Any]) -> Watch:
         ([state("starting", 1, 0), state("starting", 2, 1)], 1),
         ([state("starting", 1, 0), state("starting", 4, 3)], 3),
         # One death, seen first as a failed state and then as a process that is back.
-        ([state("starting", 1), state("failed"), state("starting", 2)], 1),
-        ([state("starting", 1, 0), state("failed", None, 0), state("starting", 2, 1)], 1),
-        ([state("starting", 1, 0), state("failed", None, 0), state("failed", None, 0)], 1),
+        ([state("starting", 1), state("restarting"), state("starting", 2)], 1),
+        ([state("starting", 1, 0), state("restarting", None, 0), state("starting", 2, 1)], 1),
+        ([state("starting", 1, 0), state("restarting", None, 0), state("restarting", None, 0)], 1),
         # It died, came back and died again between two slices.
-        ([state("starting", 1, 0), state("failed", None, 1)], 2),
-        ([state("starting", 1), state("failed"), state("starting", 2), state("failed")], 2),
+        ([state("starting", 1, 0), state("restarting", None, 1)], 2),
+        ([state("starting", 1), state("restarting"), state("starting", 2), state("restarting")], 2),
         ([state("failed")], 1),
         ([state("starting", 1, 5)], 0),
         # A unit that was loaded anew counts from the start.
@@ -61,9 +61,11 @@ def test_deaths(slices: list[dict[str, t.Any]], deaths: int) -> None:
         ([state("starting", 1)], False),
         ([state("starting", 1), state("starting", 2)], False),
         ([state("starting", 1), state("starting", 2), state("starting", 3)], True),
-        ([state("starting", 1), state("failed"), state("starting", 2)], False),
-        ([state("starting", 1), state("failed")], False),
-        ([state("starting", 1), state("failed"), state("failed")], True),
+        ([state("starting", 1), state("restarting"), state("starting", 2)], False),
+        # The manager has given up, or only waits before it starts the service again.
+        ([state("starting", 1), state("failed")], True),
+        ([state("starting", 1), state("restarting"), state("restarting")], False),
+        ([state("starting", 1), state("restarting"), state("starting", 2), state("restarting")], True),
         ([state("stopped")], True),
         ([state(None)], False),
     ],
