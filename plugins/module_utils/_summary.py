@@ -11,6 +11,8 @@ from __future__ import annotations
 import typing as t
 import unicodedata
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE
+
 INDENT = "  "
 BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 Host = t.Mapping[str, t.Any]
@@ -149,6 +151,7 @@ def host_report(
                 "revision": service["revision"],
                 "served_model_name": service["served_model_name"],
                 "url": service["public_url"],
+                "keyed": API_KEY_VARIABLE in (service.get("secrets") or []),
                 "gpus": service["gpus"],
                 "artifact": _artifact(by_path.get(service["path"], {})),
                 "ok": bool(report.get("ok")),

@@ -62,6 +62,7 @@ def test_deploy_then_nothing_to_do_then_teardown(box: Box) -> None:
     assert first.rc == 0, first.output
     assert KEY not in first.output + predicted.output
     assert "4 services: all answer" in first.output
+    assert '-H "Authorization: Bearer $VLLM_API_KEY" \\' in first.output
     report = box.report()
     assert report["ok"]
     results = {service["name"]: service["results"] for service in report["hosts"]["box"]["services"]}

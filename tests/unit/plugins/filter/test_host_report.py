@@ -26,6 +26,7 @@ def test_with_one() -> None:
         "path": "/data/tiny",
         "served_model_name": "tiny",
         "public_url": "http://10.0.0.11:8000",
+        "secrets": ["HF_TOKEN", "VLLM_API_KEY"],
         "gpus": [],
     }
     made = host_report(
@@ -41,6 +42,7 @@ def test_with_one() -> None:
             "revision": "v1",
             "served_model_name": "tiny",
             "url": "http://10.0.0.11:8000",
+            "keyed": True,
             "gpus": [],
             "artifact": {"path": "/data/tiny", "commit": "0123"},
             "ok": True,
