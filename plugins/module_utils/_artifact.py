@@ -20,7 +20,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -94,8 +94,9 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def default_path(model: str, revision: str, environment: dict[str, str] | os._Environ[str] = os.environ) -> str:
+def default_path(model: str, revision: str, environment: Mapping[str, str] | None = None) -> str:
     """Where the official client keeps this revision when nobody names a directory."""
+    environment = os.environ if environment is None else environment
     cache = environment.get("MODELSCOPE_CACHE") or os.path.join("~", ".cache", "modelscope")
     owner, _slash, name = model.partition("/")
     return os.path.join(os.path.expanduser(cache), "models", f"{owner}--{name}", "snapshots", revision)

@@ -249,7 +249,7 @@ def test_lfs_files_come_through_a_signed_url_that_honours_ranges(hub: Hub, sourc
         ("bytes=-7", slice(-7, None)),
     ):
         part = get(hub, url, {"Range": header})
-        begin, end, _ = expected.indices(WEIGHTS_SIZE)
+        begin, end, _unused = expected.indices(WEIGHTS_SIZE)
         assert (part.status, part.body) == (206, content[expected])
         assert part.headers["content-range"] == f"bytes {begin}-{end - 1}/{WEIGHTS_SIZE}"
     past = get(hub, url, {"Range": f"bytes={WEIGHTS_SIZE}-"})
@@ -521,7 +521,7 @@ def test_cli_heals_one_corrupt_byte(hub: Hub, client: Client, source: Path, tmp_
 def test_status_headers_and_body(hub: Hub) -> None:
     hub.faults.add(Fault(match="list/*", status=429, headers={"Retry-After": "7"}, times=1))
     hub.faults.add(Fault(match="list/*", status=503, body="<html>down for lunch</html>", times=2))
-    first, second, third = (get(hub, f"{API}/repo/files") for _ in range(3))
+    first, second, third = (get(hub, f"{API}/repo/files") for _unused in range(3))
     assert (first.status, first.headers["retry-after"]) == (429, "7")
     assert first.body == b"<html>down for lunch</html>"  # of each field, the first fault that sets it counts
     assert (second.status, second.headers["content-type"]) == (503, "text/html; charset=utf-8")
@@ -534,7 +534,7 @@ def test_status_headers_and_body(hub: Hub) -> None:
 
 def test_times_and_after(hub: Hub) -> None:
     fault = hub.faults.add(Fault(match="*/config.json", status=500, after=1, times=2))
-    assert [get(hub, file_url("config.json")).status for _ in range(5)] == [200, 500, 500, 200, 200]
+    assert [get(hub, file_url("config.json")).status for _unused in range(5)] == [200, 500, 500, 200, 200]
     assert fault.hits == 2
     hub.faults.remove(fault)
     assert get(hub, file_url("README.md")).status == 200
@@ -638,7 +638,7 @@ def test_throttles(hub: Hub) -> None:
         def fetch() -> None:
             assert len(get(hub, url, {"Range": f"bytes=0-{size - 1}"}).body) == size
 
-        threads = [threading.Thread(target=fetch) for _ in range(connections)]
+        threads = [threading.Thread(target=fetch) for _unused in range(connections)]
         began = time.monotonic()
         for thread in threads:
             thread.start()
@@ -779,7 +779,7 @@ def test_the_fault_file_is_read_again_when_it_changes(root: Path, tmp_path: Path
     with Hub(root, faults_file=path) as hub:
         assert get(hub, f"{API}/revisions").status == 200
         path.write_text('{"faults": [{"match": "revisions/*", "status": 502, "times": 1}]}', encoding="utf-8")
-        assert [get(hub, f"{API}/revisions").status for _ in range(2)] == [502, 200]
+        assert [get(hub, f"{API}/revisions").status for _unused in range(2)] == [502, 200]
         path.unlink()
         assert get(hub, f"{API}/revisions").status == 200
 
@@ -813,7 +813,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 def test_add_from_the_command_line(source: Path, tmp_path: Path) -> None:
     arguments = ("add", "--root", tmp_path, "--model", MODEL, "--from", source, "--branch", "main", "--tag", "v2")
-    first, second = (json.loads(model_hub(*arguments).stdout) for _ in range(2))
+    first, second = (json.loads(model_hub(*arguments).stdout) for _unused in range(2))
     assert (first["changed"], second["changed"], first["files"]) == (True, False, 6)
     bad = model_hub("add", "--root", tmp_path, "--model", "tiny", "--from", source)
     assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
@@ -840,7 +840,7 @@ def test_start_stop_and_status_can_be_repeated(root: Path, state: Path, tmp_path
     assert TOKEN not in log.read_text(encoding="utf-8")
     status = model_hub("status", "--state", state)
     assert (status.returncode, json.loads(status.stdout)["healthy"]) == (0, True)
-    stopped = [json.loads(model_hub("stop", "--state", state).stdout)["changed"] for _ in range(2)]
+    stopped = [json.loads(model_hub("stop", "--state", state).stdout)["changed"] for _unused in range(2)]
     assert stopped == [True, False]
     status = model_hub("status", "--state", state)
     assert (status.returncode, json.loads(status.stdout)["running"]) == (3, False)

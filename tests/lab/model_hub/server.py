@@ -225,7 +225,7 @@ class Hub:
 
     def signature_fault(self, path: str, auth_key: str) -> str | None:
         """Why ``auth_key`` does not open ``path``, or None when it does."""
-        expiry, nonce, _, digest = [*auth_key.split("-"), "", "", ""][:4]
+        expiry, nonce, _unused, digest = [*auth_key.split("-"), "", "", ""][:4]
         if not auth_key.isascii() or not expiry.isdigit():
             return "denied by req auth: no auth_key"
         if not hmac.compare_digest(digest, self._digest(path, int(expiry), nonce)):
@@ -614,7 +614,7 @@ def _under(rows: list[Row], root: str, *, recursive: bool) -> list[Row]:
 
 
 def _offered_tokens(request: Request) -> list[str]:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    scheme, _unused, token = request.headers.get("authorization", "").partition(" ")
     offered = [token.strip()] if scheme.lower() == "bearer" else []
     with contextlib.suppress(http.cookies.CookieError):
         cookie = http.cookies.SimpleCookie(request.headers.get("cookie", "")).get("m_session_id")

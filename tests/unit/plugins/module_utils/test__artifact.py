@@ -373,7 +373,9 @@ def test_a_hostile_listing_writes_nothing(hub, path, tmp_path):
 def test_a_failed_fetch_leaves_what_served_and_the_parts(hub, path):
     present(hub, path)
     hub.branches["master"] = TWO
-    hub.on_open = lambda entry: entry.path == "new.txt" and (_ for _ in ()).throw(FleetError("hub.not_found", "gone"))
+    hub.on_open = lambda entry: (
+        entry.path == "new.txt" and (none for none in ()).throw(FleetError("hub.not_found", "gone"))
+    )
     with pytest.raises(FleetError, match="gone"):
         present(hub, path, workers=1)
     assert tree(path) == FILES
@@ -387,7 +389,7 @@ def test_a_failed_fetch_leaves_what_served_and_the_parts(hub, path):
 
 
 def test_a_failure_before_the_first_byte_leaves_nothing(hub, path, tmp_path):
-    hub.on_open = lambda entry: (_ for _ in ()).throw(FleetError("hub.no_access", "no"))
+    hub.on_open = lambda entry: (none for none in ()).throw(FleetError("hub.no_access", "no"))
     with pytest.raises(FleetError):
         present(hub, path)
     assert everything(tmp_path) == []
@@ -499,7 +501,7 @@ def test_a_mount_point_is_filled_file_by_file(hub, path, monkeypatch):
     assert (tree(path), path.stat().st_ino) == (NEXT, inode)
     assert nothing_but_the_model(path)
     (path / "model.bin").unlink()
-    hub.on_open = lambda entry: (_ for _ in ()).throw(FleetError("x", "gone"))
+    hub.on_open = lambda entry: (none for none in ()).throw(FleetError("x", "gone"))
     with pytest.raises(FleetError):
         present(hub, path)
     assert nothing_but_the_model(path)

@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_nothing(wanted: Wanted) -> None:
 def test_a_wipe_that_is_killed_stays_ours(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     present(wanted, runner=Host())
     with monkeypatch.context() as patch:
-        patch.setattr(_engine, "_remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(_engine, "_remove", lambda path: (none for none in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             absent(wanted.path)
     assert _engine.is_ours(wanted.path)

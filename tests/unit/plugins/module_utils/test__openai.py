@@ -165,7 +165,7 @@ def test_a_stream_that_is_a_page(server: Server) -> None:
 def test_a_stream_that_only_keeps_alive_ends_at_the_limit(server: Server) -> None:
     def ping(handler: Handler) -> None:
         handler.stream(chunked=False)
-        for _ in range(60):
+        for _unused in range(60):
             handler.wfile.write(b": ping\n\n")
             handler.wfile.flush()
             time.sleep(0.1)
@@ -288,7 +288,7 @@ def test_slow_answers(server: Server) -> None:
 
     def drip(handler: Handler) -> None:
         handler.send(200, b"", length=1000)
-        for _ in range(50):
+        for _unused in range(50):
             handler.wfile.write(b" ")
             handler.wfile.flush()
             time.sleep(0.1)

@@ -80,7 +80,7 @@ def test_modes_do_not_depend_on_the_umask(root, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(root, tmp_path, monkeypatch):
     _safefs.write_file(root, "file", b"old")
-    monkeypatch.setattr(os, "rename", lambda *args, **more: (_ for _ in ()).throw(OSError(errno.EIO, "bad disk")))
+    monkeypatch.setattr(os, "rename", lambda *args, **more: (none for none in ()).throw(OSError(errno.EIO, "bad disk")))
     with pytest.raises(OSError, match="bad disk"):
         _safefs.write_file(root, "file", b"new")
     assert os.listdir(tmp_path / "root") == ["file"]

@@ -11,6 +11,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _service_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 
 SECRET = "sk-hunter2-0123456789"
+BAD_GPUS = ("0,1", "all", True, -1, 257, 1.5, [], [True], [-1], ["GPU-"], [256], [None], {"a": 1})
 UUID = "GPU-a0000009-0000-4000-8000-000000000001"
 
 
@@ -112,8 +113,7 @@ def test_an_empty_or_null_value_is_not_set(key: str) -> None:
         ("exclude", 7, "a list of patterns"),
         ("served_model_name", ["a"], "a non-empty text"),
         ("served_model_name", "a\tb", "control characters"),
-        *[("gpus", gpus, "nvidia-smi") for gpus in ("0,1", "all", True, -1, 257, 1.5, [], [True], [-1], ["GPU-"],
-                                                            [256], [None], {"a": 1})],
+        *[("gpus", gpus, "nvidia-smi") for gpus in BAD_GPUS],
         ("gpus", [0, "0"], "each GPU once"),
         ("gpus", [UUID, UUID], "each GPU once"),
         *[("port", port, "a whole number from 1 to") for port in (0, 65536, True, -1, 8000.0, "http", "8_000", [1])],
@@ -178,7 +178,7 @@ def test_an_empty_setting_of_a_probe_is_its_default() -> None:
 @pytest.mark.parametrize("flag", sorted(spec.RESERVED_FLAGS))
 @pytest.mark.parametrize("form", ["{}", "--{}", "no-{}", "--no-{}", "-{}"])
 def test_reserved_flags_in_every_spelling(flag: str, form: str) -> None:
-    for name in {form.format(flag), form.format(flag).replace("-", "_")}:
+    for name in sorted({form.format(flag), form.format(flag).replace("-", "_")}):
         finding = refused(args={name: "x"})
         assert finding.remedy == f"set {spec.RESERVED_FLAGS[flag]}: on the service instead"
 
