@@ -81,21 +81,41 @@ def run_command(
 def _spawn(
     argv: t.Sequence[str], environment: t.Mapping[str, str] | None, inherit: int | None, out: int, err: int
 ) -> int:
+    """The pid of the program; what keeps it from starting is raised here as the OSError that it is."""
+    variables = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C"} if environment is None else dict(environment)
     if inherit is not None:
         os.set_inheritable(inherit, True)
-    return os.posix_spawnp(
-        argv[0],
-        list(argv),
-        {**os.environ, "LC_ALL": "C", "LANGUAGE": "C"} if environment is None else dict(environment),
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, out, 1),
-            (os.POSIX_SPAWN_DUP2, err, 2),
-        ],
-        setpgroup=0,
-        # Python ignores these, and a child would inherit that.
-        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-    )
+    # Both ends close when the program starts: then the read below ends without a word.
+    reader, writer = os.pipe()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(list(argv), variables, out, err, writer)
+    finally:
+        os.close(writer)
+    with os.fdopen(reader, "rb") as words:
+        failure = words.read()
+    if failure:
+        os.waitpid(pid, 0)
+        raise OSError(int(failure), os.strerror(int(failure)))
+    return pid
+
+
+def _become(argv: list[str], variables: dict[str, str], out: int, err: int, failure: int) -> t.NoReturn:
+    # Nothing of the parent may run in the child: no exit handler, no flush of its buffers.
+    try:
+        os.setpgid(0, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        # Python ignores these, and the program would inherit that.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.execvpe(argv[0], argv, variables)
+    except OSError as error:
+        os.write(failure, str(error.errno).encode())
+    finally:
+        os._exit(NOT_FOUND)
 
 
 def _read_both(out: int, err: int, deadline: float) -> tuple[bytes, bytes, bool]:
