@@ -350,7 +350,7 @@ def test_a_corrupt_download_is_never_served(box: Box, hub: Hub) -> None:
 
 
 def test_ctrl_c_while_waiting_then_repair(box: Box) -> None:
-    box.break_engine(start_seconds=8)
+    box.break_engine(start_seconds=12)
     service = box.service("chat")
     command = [
         # A test run in the background ignores SIGINT, and a child would inherit that.
@@ -369,8 +369,14 @@ def test_ctrl_c_while_waiting_then_repair(box: Box) -> None:
     while not (box.root / "plan.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=30)
+    # Once is not always enough for Ansible, and a person presses Ctrl-C again.
+    for _press in range(10):
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.communicate(timeout=3)
+            break
+        except subprocess.TimeoutExpired:
+            continue
     assert process.returncode != 0
     assert not (box.root / "record.json").exists()
     run = box.deploy([service])
