@@ -52,12 +52,16 @@ dev-setup: ## Add the pinned test and lint tools to .venv
 	@sh tests/tools/venv.sh "$(VENV)" requirements/dev.txt .venv
 	@sh tests/tools/link.sh "$(VENV)"
 
+.PHONY: os-packages
+os-packages:
+	@sh tests/tools/packages.sh
+
 .PHONY: check
 check: dev-setup ## The quick gates: format, lint, types, unit tests, sanity on one core
 	@$(GATES) --check
 
 .PHONY: test
-test: dev-setup ## Every gate: check, both ansible-core series, integration, tarball, docs, changelog, Galaxy's import
+test: dev-setup os-packages ## Every gate: check, both ansible-core series, integration, tarball, docs, changelog, Galaxy's import
 	@$(GATES) --all
 
 .PHONY: format
@@ -81,7 +85,7 @@ sanity: dev-setup ## ansible-test sanity on both core series, and host code on P
 	@$(GATES) sanity floor
 
 .PHONY: integration
-integration: dev-setup ## Integration tests: real services on loopback
+integration: dev-setup os-packages ## Integration tests: real services on loopback
 	@$(GATES) integration
 
 .PHONY: coverage

@@ -1,0 +1,24 @@
+#!/bin/sh
+# What the integration tests need of the operating system: installed here where apt-get and root are at hand, named where not.
+set -eu
+
+# program:package, as Debian and Ubuntu name them
+needed="systemctl:systemd journalctl:systemd systemd-analyze:systemd unshare:util-linux nsenter:util-linux mount:mount
+ip:iproute2 useradd:passwd pgrep:procps ps:procps git:git ssh:openssh-client"
+
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+packages=
+for pair in $needed; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 && continue
+    case " $packages " in *" ${pair##*:} "*) ;; *) packages="$packages ${pair##*:}" ;; esac
+done
+[ -n "$packages" ] || exit 0
+
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
+    printf '    installing with apt-get, for the integration tests:%s\n' "$packages"
+    # shellcheck disable=SC2086  # words
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $packages; } >/dev/null && exit 0
+fi
+printf '\nERROR: the integration tests miss programs of these packages:%s\n' "$packages" >&2
+printf '  expected: they are installed\n  do this:  as root: apt-get install --no-install-recommends%s\n' "$packages" >&2
+exit 1
