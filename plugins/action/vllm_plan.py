@@ -31,6 +31,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "cpu_args": {"type": "dict", "default": {}},
     "cpu_environment": {"type": "dict", "default": {}},
     "engine_path": {"type": "str", "default": ""},
+    "engine_python": {"type": "str", "default": ""},
     "engine_versions": {"type": "dict", "default": {}},
     "engine_managed": {"type": "bool", "default": True},
     "fail_on_errors": {"type": "bool", "default": True},
@@ -49,16 +50,16 @@ class ActionModule(ActionBase):
         settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
         plan = make_plan(options["services"], settings, options["facts"])
         result.update(changed=False, plan=plan)
-        self._show(plan, str((task_vars or {}).get("inventory_hostname", "")))
+        self._show(plan, str((task_vars or {}).get("inventory_hostname", "")), options["fail_on_errors"])
         if plan["errors"] and options["fail_on_errors"]:
             text = as_text(Finding(**finding) for finding in plan["findings"] if finding["severity"] == "error")
             result.update(failed=True, msg=f"The plan has {plan['errors']} error(s), nothing was changed.\n{text}")
         return result
 
-    def _show(self, plan: dict[str, t.Any], host: str) -> None:
+    def _show(self, plan: dict[str, t.Any], host: str, failing: bool) -> None:
         """What the plan decided on its own is said as it happens; with --diff also what each service will run as."""
         for finding in plan["findings"]:
-            if finding["severity"] != "error":
+            if finding["severity"] != "error" or not failing:
                 display.display(f"[{host}] {finding['seen']} ({finding['code']}; {finding['remedy']})")
         if self._task.diff:
             for service in plan["services"]:

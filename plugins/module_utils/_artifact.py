@@ -402,6 +402,7 @@ class _Publication:
         with self._open_root() as root:
             for path in self._plan.adopted:
                 self._open_to_readers(root, path)
+            self._open_directories(root)
             self._write_manifest(root, only_if_new=True)
 
     def publish(self) -> None:
@@ -471,6 +472,7 @@ class _Publication:
             self._copy_directories(new)
         for path in plan.adopted:
             self._open_to_readers(new, path)
+        self._open_directories(new)
 
     def _copy_directories(self, new: int) -> None:
         for path, item in self._plan.found.items():
@@ -535,6 +537,7 @@ class _Publication:
                 self._move(root, entry, last=entry.sha256 not in remaining)
             for path in plan.adopted:
                 self._open_to_readers(root, path)
+            self._open_directories(root)
             self._remove(root, set(plan.obsolete) - in_the_way)
             _safefs.sync_directories(root)
             self._write_manifest(root)
@@ -566,6 +569,19 @@ class _Publication:
                     os.fchmod(handle, _safefs.FILE_MODE)
         finally:
             os.close(handle)
+
+    def _open_directories(self, root: int) -> None:
+        """The directories above adopted files, for the service user: a tool under umask 077 left them to its own."""
+        if not self._plan.adopted:
+            return
+        above = {parent for path in self._plan.adopted for parent in _manifest.ancestors(path)}
+        for path in ["", *sorted(above)]:
+            with contextlib.ExitStack() as stack:
+                handle = stack.enter_context(_safefs.directory(root, path)) if path else root
+                mode = stat.S_IMODE(os.fstat(handle).st_mode)
+                if mode & 0o055 != 0o055:
+                    with contextlib.suppress(PermissionError):
+                        os.fchmod(handle, mode | 0o055)
 
     def _write_manifest(self, root: int, only_if_new: bool = False) -> None:
         request, kept = self._request, self._plan.kept

@@ -325,6 +325,31 @@ def reason_to_build(path: str, said: t.Mapping[str, t.Any]) -> str:
     return ""
 
 
+def users_of(path: str) -> list[int]:
+    """The processes that have files of the environment mapped: an engine that runs, or its workers."""
+    inside = os.path.join(os.path.realpath(path), "")
+    users = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/maps", encoding="utf-8", errors="replace") as maps:
+                if any(inside in line for line in maps):
+                    users.append(int(entry))
+    return sorted(users)
+
+
+def check_not_in_use(path: str, reason: str) -> None:
+    """An environment is built in place, and an engine that runs from it would lose the files that it loads later."""
+    users = users_of(path) if os.path.isdir(path) else []
+    if users:
+        raise FleetError(
+            "engine.in_use",
+            f"{path} has to be built again ({reason}), and processes run from it (pids {users[:8]})",
+            "an engine that nothing uses while it is replaced",
+            "Set vllm_engine_path to a new directory, so that services move over when it is ready; or stop them first "
+            "(playbooks/teardown.yml keeps models)",
+        )
+
+
 # The two states
 
 
@@ -340,9 +365,13 @@ def _present(wanted: Wanted, check: bool, runner: Runner) -> dict[str, t.Any]:
     said = inputs(wanted, python)
     check_not_foreign(wanted.path)
     before = read_manifest(wanted.path)
+    if not wanted.python and before and os.path.exists(python_in(wanted.path)):
+        # Which interpreter Ansible happens to use today is no reason to build it again.
+        said["python"] = before["inputs"].get("python", said["python"])
     reason = reason_to_build(wanted.path, said)
     if not reason:
         return _result(wanted.path, said, before, before, "")
+    check_not_in_use(wanted.path, reason)
     _check_host(wanted, python, before)
     if check:
         return _result(wanted.path, said, before, {}, reason)
@@ -423,8 +452,10 @@ class _Build:
         try:
             self._fill(said)
         except BaseException:
-            wipe(self.path)
-            os.rmdir(self.path)
+            # What stays behind has our mark, and the next run builds over it.
+            with contextlib.suppress(OSError):
+                wipe(self.path)
+                os.rmdir(self.path)
             raise
 
     def _fill(self, said: t.Mapping[str, t.Any]) -> None:

@@ -199,6 +199,11 @@ def service_manager() -> str:
     return "systemd" if os.path.isdir("/run/systemd/system") else "none"
 
 
+def selinux() -> str:
+    """``enforcing``, ``permissive`` or ``disabled``."""
+    return {"1": "enforcing", "0": "permissive"}.get(read("/sys/fs/selinux/enforce").strip(), "disabled")
+
+
 def system() -> dict[str, t.Any]:
     return {
         "hostname": socket.gethostname(),
@@ -209,5 +214,5 @@ def system() -> dict[str, t.Any]:
         "service_manager": service_manager(),
         "cpu": parse_cpuinfo(read("/proc/cpuinfo")),
         "memory": parse_meminfo(read("/proc/meminfo")),
-        "is_root": os.geteuid() == 0,
+        "selinux": selinux(),
     }

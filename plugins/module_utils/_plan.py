@@ -16,6 +16,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
     ERROR,
     INFO,
+    WARNING,
     Finding,
     errors,
 )
@@ -49,6 +50,7 @@ class Settings:
     cpu_args: t.Mapping[str, t.Any] = field(default_factory=dict)
     cpu_environment: t.Mapping[str, t.Any] = field(default_factory=dict)
     engine_path: str = ""
+    engine_python: str = ""
     engine_versions: t.Mapping[str, str] = field(default_factory=dict)
     engine_managed: bool = True
 
@@ -73,6 +75,7 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     runtime, found = choose_runtime(settings, facts)
     findings += found
     engine, found = plan_engine(device, settings)
+    found += check_engine_host(engine, runtime, settings, facts)
     findings += [] if nothing_to_run else found
     gpus: dict[str, list[dict[str, t.Any]]] = {}
     cards = facts.get("gpus") or []
@@ -221,7 +224,7 @@ def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]
 
 
 def plan_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list[Finding]]:
-    """The engine's venv: one directory a flavour and version, so that an upgrade never writes into a running engine."""
+    """The engine's venv: one directory a flavour and version, so that an upgrade leaves the running engine alone."""
     version = str(settings.engine_versions.get(device) or "")
     path = settings.engine_path or f"{settings.root}/engine/{device}-{version}"
     findings = []
@@ -248,6 +251,70 @@ def plan_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list
         "managed": settings.engine_managed,
     }
     return engine, findings
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a release's wheels ask of a GPU host: the CUDA version of the driver and the compute capability."""
+
+    cuda: tuple[int, ...]
+    capability: tuple[int, ...]
+    driver: str
+
+
+# By release series. 0.33 is built with CUDA 13.0, which needs the R580 driver and dropped the GPUs before Turing.
+REQUIREMENTS = {"0.33": Requirement((13, 0), (7, 5), "580")}
+OLDEST_PYTHON = (3, 11)
+
+
+def _numbers(version: t.Any) -> tuple[int, ...]:
+    """``"13.0"`` as (13, 0); empty where it is unknown, which no check holds against a host."""
+    parts = str(version or "").split(".")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
+
+
+def check_engine_host(engine: t.Mapping[str, t.Any], runtime: str, settings: Settings, facts: Facts) -> list[Finding]:
+    """What would only show after the models have been fetched: Python, driver, GPUs, SELinux."""
+    findings = []
+    python = _numbers(facts.get("python_version"))[:2]
+    if engine["managed"] and not settings.engine_python and python and python < OLDEST_PYTHON:
+        seen = f"Ansible uses Python {facts.get('python_version')} on this host"
+        remedy = "install Python 3.11 or newer and set vllm_engine_python to it"
+        findings.append(Finding("plan.python_too_old", ERROR, seen, "Python 3.11 or newer for vLLM", remedy))
+    needed = REQUIREMENTS.get(".".join(str(engine["version"]).split(".")[:2]))
+    if engine["flavor"] == "cuda" and engine["managed"] and needed:
+        findings += _check_cuda(needed, str(engine["version"]), facts)
+    if runtime == "systemd" and facts.get("selinux") == "enforcing":
+        findings.append(
+            Finding(
+                "plan.selinux",
+                WARNING,
+                "SELinux is enforcing, and systemd may not run programs below a directory of type var_lib_t",
+                f"type bin_t for {engine['path']}/bin",
+                f"semanage fcontext -a -t bin_t '{engine['path']}/bin(/.*)?' && restorecon -R {engine['path']}/bin",
+            )
+        )
+    return findings
+
+
+def _check_cuda(needed: Requirement, version: str, facts: Facts) -> list[Finding]:
+    findings = []
+    nvidia = facts.get("nvidia") or {}
+    cuda = _numbers(nvidia.get("cuda_version"))
+    wanted = ".".join(str(number) for number in needed.cuda)
+    if cuda and cuda < needed.cuda:
+        seen = f"driver {nvidia.get('driver_version')} supports CUDA {nvidia.get('cuda_version')}"
+        remedy = f"install driver R{needed.driver} or newer, or choose an older vLLM in vllm_engine_versions"
+        expected = f"CUDA {wanted} for vLLM {version}"
+        findings.append(Finding("plan.driver_too_old", ERROR, seen, expected, remedy))
+    for card in facts.get("gpus") or []:
+        capability = _numbers(card.get("compute_capability"))
+        if capability and capability < needed.capability:
+            seen = f"GPU {card['index']} ({card.get('name')}) has compute capability {card['compute_capability']}"
+            expected = f"{'.'.join(str(number) for number in needed.capability)} or higher for vLLM {version}"
+            remedy = "choose an older vLLM in vllm_engine_versions, or leave the card out of every gpus:"
+            findings.append(Finding("plan.gpu_too_old", WARNING, seen, expected, remedy))
+    return findings
 
 
 def assign_gpus(
@@ -560,6 +627,7 @@ def resolve_service(
     command = ["serve", path, *_flat(declared), *_flat(operational)]
     return {
         "name": service.name,
+        "device": device,
         "model": service.model,
         "revision": service.revision,
         "path": path,
@@ -602,6 +670,8 @@ def service_environment(
         "HOME": state,
         "XDG_CACHE_HOME": f"{state}/cache",
         "VLLM_CACHE_ROOT": f"{state}/cache/vllm",
+        # Its own limit is 600 s, and an engine that loads for longer would end itself.
+        "VLLM_ENGINE_READY_TIMEOUT_S": service.ready_timeout or settings.ready_timeout,
         # The engine looks for its own tools (ninja, the compiler) beside its Python.
         "PATH": f"{engine['path']}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         **settings.default_environment,

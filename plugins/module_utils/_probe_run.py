@@ -121,6 +121,7 @@ def wait_slice(options: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
             "ready": seen[name].ready,
             "seen": seen[name].seen,
             "log": [] if seen[name].ready or not backend else backend.tail(name, options["log_lines"]),
+            "managed": backend is not None,
             **(status.as_dict() if status else {"state": None, "pid": None, "restarts": None}),
         }
     return {"ready": all(service["ready"] for service in services.values()), "services": services}

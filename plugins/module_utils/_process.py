@@ -62,7 +62,12 @@ def run_command(
         finally:
             os.close(out_writer)
             os.close(err_writer)
-        out, err, ended = _read_both(out_reader, err_reader, deadline)
+        try:
+            out, err, ended = _read_both(out_reader, err_reader, deadline)
+        except BaseException:
+            # Whoever interrupts this run must not find the program at work still.
+            _end(pid)
+            raise
     except OSError as error:
         return CommandResult(NOT_FOUND, "", f"{argv[0]}: {error.strerror or error}")
     finally:
@@ -70,12 +75,16 @@ def run_command(
         os.close(err_reader)
     status = reap(pid, max(0.0, deadline - time.monotonic())) if ended else None
     if status is None:
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
-        reap(pid, REAP_SECONDS)
+        _end(pid)
         message = decode(err) or f"{argv[0]} did not end within {timeout:g} s"
         return CommandResult(TIMED_OUT, decode(out), message, timed_out=True)
     return CommandResult(_exit_code(status), decode(out), decode(err))
+
+
+def _end(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+    reap(pid, REAP_SECONDS)
 
 
 def _spawn(

@@ -13,6 +13,9 @@ import posixpath
 import shlex
 import typing as t
 
+# After a boot nothing may have made /dev/nvidia-uvm yet, and the unit's own CUDA may not: its setuid helper has no
+# privileges there. So root makes the nodes first; without the helper (drivers that bring none) nothing is lost.
+DEVICE_NODES = "ExecStartPre=+-/usr/bin/nvidia-modprobe -c 0 -u\n"
 MANAGED = "Managed by gpufleet.vllm: changes made here are overwritten by the next deploy."
 
 
@@ -111,11 +114,12 @@ def systemd_unit(
     """The hardened unit of one service.
 
     ``service`` is an entry of the plan, ``paths`` has ``root``, ``state`` (the one directory that the service may
-    write) and ``environment`` (the 0600 file that systemd reads as root). Not set, on purpose: ``PrivateDevices``
-    (hides /dev/nvidia*), ``MemoryDenyWriteExecute`` and ``SystemCallFilter`` (CUDA and torch compile code while they
-    run). ``ReadOnlyPaths=/run`` is needed beside ``ProtectSystem=strict``: with ``ProtectControlGroups`` or
-    ``ProtectKernelTunables`` systemd sets up /run itself and leaves it, and /run/lock, writable. Sockets below it can
-    still be connected to.
+    write) and ``environment`` (the 0600 file that systemd reads as root). Not set, on purpose: ``PrivateDevices`` and
+    ``ProtectClock`` (the first hides /dev/nvidia*, and so does the second before systemd 253, since it brings a
+    ``DeviceAllow`` along: https://github.com/systemd/systemd/issues/18142), ``MemoryDenyWriteExecute`` and
+    ``SystemCallFilter`` (CUDA and torch compile code while they run). ``ReadOnlyPaths=/run`` is needed beside
+    ``ProtectSystem=strict``: with ``ProtectControlGroups`` or ``ProtectKernelTunables`` systemd sets up /run itself and
+    leaves it, and /run/lock, writable. Sockets below it can still be connected to.
     """
     title = systemd_text(f"vLLM service {service['name']} ({service['model']})")
     command = " ".join(systemd_quote(word) for word in service["command"])
@@ -137,7 +141,7 @@ Group={group}
 UMask=0077
 WorkingDirectory={systemd_text(paths["state"])}
 EnvironmentFile={systemd_text(paths["environment"])}
-ExecStart={command}
+{DEVICE_NODES if service.get("device") == "cuda" else ""}ExecStart={command}
 Restart=always
 RestartSec=10
 KillMode=mixed
@@ -154,7 +158,6 @@ ProtectHome=read-only
 ReadOnlyPaths=/run
 ReadWritePaths={systemd_path(paths["state"])}
 PrivateTmp=yes
-ProtectClock=yes
 ProtectControlGroups=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes

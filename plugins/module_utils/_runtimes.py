@@ -71,7 +71,7 @@ def service_owner(runtime: str, user: str, group: str) -> tuple[int, int] | None
             "stack.no_user",
             f"the service user is missing ({exc.args[0]})",
             f"user {user} and group {group} on the host",
-            "run the role vllm_runtime, which creates them, or set vllm_user and vllm_group",
+            "run the role vllm_runtime, which creates them, or set vllm_user to one that exists",
         ) from None
 
 

@@ -51,6 +51,7 @@ SHORT_FLAGS = {
     "dp": "data-parallel-size",
 }
 API_KEY_VARIABLE = "VLLM_API_KEY"
+SHORTEST_SECRET = 8
 # Keys whose values are never shown, whatever is wrong with them; a plain environment may hold a secret by mistake.
 HIDDEN = ("api_key", "args", "environment", "secret_environment")
 # The devices are the plan's to choose, and CUDA's order must be nvidia-smi's for an index to mean the same card.
@@ -132,7 +133,7 @@ def _api_key(value: t.Any) -> str:
     if value == "":
         remedy = "set the variable that it comes from, or delete api_key: to serve without a key"
         raise _Refused("a key, and not an empty text", remedy)
-    return _text(value)
+    return _long_enough("api_key", _text(value))
 
 
 def _integer(low: int, high: int) -> t.Callable[[t.Any], int]:
@@ -244,6 +245,11 @@ def _arguments(value: t.Any) -> dict[str, t.Any]:
             )
         if "\0" in str(setting):
             raise _Refused(f"no NUL character in '{spelled}'")
+        if isinstance(setting, str) and setting.lower() in ("true", "false"):
+            raise _Refused(
+                f"true or false for '{spelled}', and not the text '{setting}'",
+                "write it without quotes; a templated value needs the filter bool",
+            )
         if bare != spelled and isinstance(setting, bool):
             spelled, setting = bare, not setting
         if spelled in arguments:
@@ -271,6 +277,20 @@ def _environment(value: t.Any) -> dict[str, str]:
             raise _Refused(f"one line of text for {name}")
         environment[name] = _environment_text(setting)
     return environment
+
+
+def _long_enough(name: str, value: str) -> str:
+    # Ansible hides a secret by replacing its text wherever it stands: a short one would tear numbers and paths apart.
+    if len(value) < SHORTEST_SECRET:
+        raise _Refused(f"at least {SHORTEST_SECRET} characters for {name}", "choose a longer one: openssl rand -hex 24")
+    return value
+
+
+def _secret_environment(value: t.Any) -> dict[str, str]:
+    secrets = _environment(value)
+    for name, secret in secrets.items():
+        _long_enough(name, secret)
+    return secrets
 
 
 def _environment_text(setting: t.Any) -> str:
@@ -321,7 +341,7 @@ _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "ready_timeout": _integer(1, 86_400),
     "args": _arguments,
     "environment": _environment,
-    "secret_environment": _environment,
+    "secret_environment": _secret_environment,
     "api_key": _api_key,
     "probes": _probes,
 }
@@ -364,7 +384,8 @@ def parse_service(raw: t.Any, position: int = 0) -> tuple[Service | None, list[F
     """One raw entry of ``vllm_services`` into a service, or ``None`` and the findings that say why not."""
     label = f"entry {position + 1}"
     if not isinstance(raw, dict):
-        seen = f"{label} of vllm_services is {raw!r}"
+        # It may hold a secret: a key written as api_key=... is text.
+        seen = f"{label} of vllm_services is a {type(raw).__name__}"
         return None, [
             Finding(
                 "service.bad_value",

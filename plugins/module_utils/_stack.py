@@ -41,6 +41,7 @@ UPDATED = "updated"
 STARTED = "started"
 REMOVED = "removed"
 HIDDEN = "********"
+PUBLIC_DIRECTORY = 0o755
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,19 @@ def write_file(path: str, text: str, mode: int, owner: tuple[int, int] | None = 
         raise
 
 
+def _make_parents(path: str) -> None:
+    """What is missing above a directory of ours, open to the service user whatever the umask of this run."""
+    if os.path.isdir(path):
+        return
+    _make_parents(os.path.dirname(path))
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+        os.chmod(path, PUBLIC_DIRECTORY)
+
+
 def make_directory(path: str, mode: int, owner: tuple[int, int] | None = None) -> None:
     """Made or corrected. An administrator may link it elsewhere; a link by anyone else could point us anywhere."""
+    _make_parents(os.path.dirname(path))
     os.makedirs(path, exist_ok=True)
     link = os.lstat(path)
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):

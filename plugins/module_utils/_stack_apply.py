@@ -26,6 +26,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
     STARTED,
     UNCHANGED,
+    Backend,
     Change,
     Desired,
     Layout,
@@ -117,18 +118,22 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
         requirements=options.requirements,
         pip_args=options.pip_args,
     )
+    previous = previous_backend(options, layout)
     desired = desired_services(options)
     plan = plan_document(options, desired)
     owner = None if check_mode else service_owner(options.runtime, options.user, options.group)
     stack = Stack(layout, backend, owner)
     changes = stack.changes(desired)
-    changed = any(change.action != UNCHANGED for change in changes)
+    moved = sorted(previous.installed()) if previous else []
+    changed = bool(moved) or any(change.action != UNCHANGED for change in changes)
     backend.check([change.name for change in changes if change.action != UNCHANGED])
     plan_changed = read_text(layout.plan) != as_text(plan)
     if not check_mode and (changed or plan_changed):
         make_directory(layout.root, 0o755)
         with exclusive(layout):
             changes = stack.changes(desired)
+            if previous and moved:
+                _remove_all(previous, moved, _stop_timeout(options, layout))
             if changed:
                 stack.apply(desired, changes, _stop_timeout(options, layout))
             write_file(layout.plan, as_text(plan), 0o600)
@@ -139,6 +144,20 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
         "runtime": resolve_runtime(options.runtime),
         "diff": diff_of(changes),
     }
+
+
+def previous_backend(options: Options, layout: Layout) -> Backend | None:
+    """The process manager of the last deploy, where it is not the one of now: what it runs has to move over."""
+    applied = (read_json(layout.plan) or {}).get("runtime")
+    if applied not in ("systemd", "supervisor") or applied == resolve_runtime(options.runtime):
+        return None
+    return make_backend(
+        applied,
+        layout,
+        user=options.user,
+        group=options.group,
+        allow_daemon_reload=options.allow_daemon_reload,
+    )
 
 
 def _stop_timeout(options: Options, layout: Layout) -> float:
@@ -156,6 +175,7 @@ def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
         options.runtime, layout, user=options.user, group=options.group, allow_daemon_reload=options.allow_daemon_reload
     )
     changes = Stack(layout, backend).changes([])
+    previous = previous_backend(options, layout)
     leftovers = [path for path in _state_paths(layout) if os.path.lexists(path)]
     changed = bool(changes or leftovers)
     backend.check([change.name for change in changes])
@@ -164,7 +184,9 @@ def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
         # Units may be there without their root, which then is made for the lock alone.
         make_directory(layout.root, 0o755)
         with exclusive(layout):
-            _remove_all(backend, changes, timeout)
+            if previous:
+                _remove_all(previous, sorted(previous.installed()), timeout)
+            _remove_all(backend, [change.name for change in changes], timeout)
             for path in [*_state_paths(layout), layout.lock]:
                 _remove(path)
         _remove_empty(layout.root)
@@ -177,8 +199,7 @@ def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
     }
 
 
-def _remove_all(backend: t.Any, changes: t.Sequence[Change], timeout: float) -> None:
-    names = [change.name for change in changes]
+def _remove_all(backend: Backend, names: t.Sequence[str], timeout: float) -> None:
     if names:
         backend.stop(names, timeout)
         for name in names:

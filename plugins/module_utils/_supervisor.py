@@ -85,7 +85,9 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._path = path
 
     def make_connection(self, host: t.Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path)
+        # Kept where close() looks for it.
+        self._connection = host, _UnixConnection(self._path)
+        return self._connection[1]
 
     def parse_response(self, response: t.Any) -> t.Any:
         with response:  # an answer that is no XML would leave it open

@@ -121,7 +121,7 @@ class SystemdBackend:
                 "stack.not_root",
                 f"uid {os.geteuid()} may not write {self.unit_directory}",
                 "a run as root, which systemd units need",
-                "set become: true, or vllm_runtime_manager: supervisor, which needs no root",
+                "set become: true, or vllm_runtime: supervisor, which needs no root",
             )
         if self.allow_daemon_reload:
             return

@@ -42,7 +42,8 @@ class Watch:
 
     def given_up(self, max_restarts: int) -> bool:
         """The process manager gave up on it, it is stopped, or it died more often than it may."""
-        return self.last.get("state") in ("stopped", "failed") or self.deaths > max_restarts
+        unknown = self.last.get("managed") and self.last.get("state") is None
+        return bool(unknown) or self.last.get("state") in ("stopped", "failed") or self.deaths > max_restarts
 
 
 def progress_line(host: str, watch: Watch, elapsed: float) -> str:
@@ -66,6 +67,13 @@ def not_ready(watch: Watch, url: str, elapsed: float, max_restarts: int) -> str:
     """Why a service is not ready: it died, or it is late."""
     seen = watch.last.get("seen") or "nothing"
     state = watch.last.get("state") or "unknown"
+    if watch.last.get("state") is None and watch.last.get("managed"):
+        return (
+            f"{watch.name} is not deployed on this host\n"
+            f"  seen:     {seen}\n"
+            f"  expected: a service that the process manager knows\n"
+            f"  remedy:   run playbooks/deploy.yml"
+        )
     if watch.given_up(max_restarts):
         times = f"its process ended {watch.deaths} time(s)" if watch.deaths else f"its process is {state}"
         text = (

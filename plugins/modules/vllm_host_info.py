@@ -85,11 +85,11 @@ service_manager:
   returned: success
   type: str
   sample: systemd
-is_root:
-  description: Whether the module ran as root.
+selinux:
+  description: V(enforcing), V(permissive) or V(disabled).
   returned: success
-  type: bool
-  sample: true
+  type: str
+  sample: disabled
 cpu:
   description: C(count), C(model) and those of the C(flags) that an engine cares about.
   returned: success

@@ -104,6 +104,11 @@ options:
       - The engine's virtual environment. By default C(engine/FLAVOR-VERSION) below O(root).
     type: str
     default: ""
+  engine_python:
+    description:
+      - The interpreter that the engine is built with, if it is not the one that Ansible uses on the host.
+    type: str
+    default: ""
   engine_versions:
     description:
       - The vLLM version for each of V(cuda) and V(cpu).
@@ -146,6 +151,7 @@ EXAMPLES = r"""
     cpu_environment:
       VLLM_CPU_KVCACHE_SPACE: "1"
     engine_path: ""
+    engine_python: /usr/bin/python3.11
     engine_versions:
       cuda: 0.33.0
       cpu: 0.32.0

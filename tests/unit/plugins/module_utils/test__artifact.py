@@ -718,3 +718,14 @@ def test_failures_of_the_file_system_are_told(hub, path, monkeypatch):
     with pytest.raises(FleetError) as caught:
         present(hub, path)
     assert caught.value.code == "disk.full"
+
+
+def test_adopted_directories_are_opened_to_the_service_user(hub, path):
+    for entry, data in FILES.items():
+        (path / entry).parent.mkdir(parents=True, exist_ok=True)
+        (path / entry).write_bytes(data)
+    for directory in [path, *(item for item in path.rglob("*") if item.is_dir())]:
+        directory.chmod(0o700)
+    assert present(hub, path).adopted == len(FILES)
+    modes = {stat.S_IMODE(item.stat().st_mode) for item in [path, *path.rglob("*")] if item.is_dir()}
+    assert modes == {0o755}

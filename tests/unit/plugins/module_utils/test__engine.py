@@ -603,3 +603,25 @@ def test_the_locks_fit_the_default_version_and_each_other() -> None:
         assert f"\n{left_out}==" not in lock
     assert "\nav==" in lock
     assert "\nsoundfile==" in lock
+
+
+def test_an_engine_in_use_is_not_replaced_under_its_users(tmp_path: Path) -> None:
+    library = tmp_path / "cpu" / "lib" / "mapped"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"x" * 8192)
+    code = (
+        "import mmap, sys; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    user = subprocess.Popen([sys.executable, "-c", code, library], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert user.stdin
+    assert user.stdout
+    try:
+        user.stdout.readline()
+        with pytest.raises(FleetError, match=f"processes run from it .pids .{user.pid}") as refused:
+            _engine.check_not_in_use(str(tmp_path / "cpu"), "changed: extras")
+        assert refused.value.code == "engine.in_use"
+    finally:
+        user.communicate()
+    _engine.check_not_in_use(str(tmp_path / "cpu"), "changed: extras")
+    _engine.check_not_in_use(str(tmp_path / "none"), "absent")

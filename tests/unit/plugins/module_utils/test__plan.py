@@ -466,6 +466,7 @@ def test_environment() -> None:
         "OMP_NUM_THREADS": "4",
         "PATH": planned["engine"]["path"] + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "VLLM_CACHE_ROOT": "/var/lib/gpufleet-vllm/services/chat/state/cache/vllm",
+        "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
         "XDG_CACHE_HOME": "/var/lib/gpufleet-vllm/services/chat/state/cache",
     }
     on_cpu = plan(service(), device="cpu", default_environment={"A": True}, cpu_environment={"ONLY_CPU": 1})
@@ -562,3 +563,37 @@ JUNK = st.recursive(
 def test_whatever_an_inventory_holds_becomes_findings(services: t.Any) -> None:
     planned = make_plan(services, SETTINGS, facts())
     assert all(finding["seen"] and finding["expected"] and finding["remedy"] for finding in planned["findings"])
+
+
+# -- the host of the engine
+
+HOPPER = {"nvidia": {"driver_version": "580.95.05", "cuda_version": "13.0"}, "python_version": "3.11.2"}
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (HOPPER, []),
+        ({}, []),  # what is unknown is not held against a host
+        ({**HOPPER, "python_version": "3.10.12"}, ["plan.python_too_old"]),
+        ({**HOPPER, "nvidia": {"driver_version": "535.1", "cuda_version": "12.2"}}, ["plan.driver_too_old"]),
+        ({**HOPPER, "selinux": "enforcing"}, ["plan.selinux"]),
+        ({**HOPPER, "selinux": "permissive"}, []),
+    ],
+    ids=["good", "unknown", "python", "driver", "selinux", "permissive"],
+)
+def test_what_the_engine_needs_of_a_host(host: dict[str, t.Any], expected: list[str]) -> None:
+    planned = plan(service(), on=facts(**host), engine_versions={"cuda": "0.33.0"})
+    assert [finding["code"] for finding in planned["findings"]] == expected
+
+
+def test_a_gpu_that_the_release_dropped() -> None:
+    old = facts([{"index": 0, "uuid": "GPU-0", "name": "Tesla V100", "compute_capability": "7.0"}])
+    finding = only(plan(service(), on=old, engine_versions={"cuda": "0.33.0"}))
+    assert (finding["code"], finding["severity"]) == ("plan.gpu_too_old", "warning")
+    assert plan(service(), on=old, engine_versions={"cuda": "0.10.0"})["findings"] == []
+
+
+def test_an_interpreter_of_ones_own_is_not_judged_by_ansibles() -> None:
+    planned = plan(service(), on=facts(python_version="3.9.2"), engine_python="/usr/bin/python3.12")
+    assert planned["findings"] == []

@@ -92,7 +92,8 @@ def test_a_slice_without_a_process_manager(health: dict[str, bool]) -> None:
     answer = _probe_run.wait_slice(options(endpoint()))
     assert answer["ready"] is False
     assert answer["services"]["a"] == {
-        "ready": False, "seen": "GET /health answered 200", "log": [], "state": None, "pid": None, "restarts": None
+        "ready": False, "seen": "GET /health answered 200", "log": [], "managed": False,
+        "state": None, "pid": None, "restarts": None
     }  # fmt: skip
     assert health["kept waiting"]
 

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _process
@@ -49,3 +51,28 @@ def test_run_command_leaves_behind_what_does_not_die(monkeypatch: pytest.MonkeyP
 def test_last_words_are_the_last_line_that_says_something() -> None:
     assert CommandResult(1, "out\n", "first\n\nlast \n\n").last_words == "last"
     assert CommandResult(3, "", "").last_words == "exit status 3"
+
+
+def test_an_interrupted_run_ends_its_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_arguments: object) -> None:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_process, "_read_both", interrupted)
+    code = (
+        "import os, sys, time; open(sys.argv[1] + '~', 'w').write(str(os.getpid())); "
+        "os.rename(sys.argv[1] + '~', sys.argv[1]); time.sleep(60)"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_command([sys.executable, "-c", code, str(tmp_path / "pid")], 30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_descriptor_is_inherited_when_asked(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        number = str(lock.fileno())
+        check = ["/bin/sh", "-c", 'test -e "/proc/self/fd/$1"', "sh", number]
+        assert run_command(check, 10).rc == 1
+        assert run_command(check, 10, inherit=lock.fileno()).rc == 0

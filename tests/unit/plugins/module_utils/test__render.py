@@ -306,7 +306,15 @@ def test_unit() -> None:
     assert systemd_words(service["ReadWritePaths"]) == [PATHS["state"]]
     assert unit["Install"] == {"WantedBy": ["multi-user.target"]}
     # CUDA needs its devices, and compiles code while it runs.
-    assert not {"PrivateDevices", "MemoryDenyWriteExecute", "SystemCallFilter", "Environment"} & set(service)
+    assert not {
+        "ProtectClock",
+        "DeviceAllow",
+        "ExecStartPre",
+        "PrivateDevices",
+        "MemoryDenyWriteExecute",
+        "SystemCallFilter",
+        "Environment",
+    } & set(service)
     assert {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "UMask": "0077"}.items() <= service.items()
 
 
@@ -384,3 +392,9 @@ def test_supervisor_itself_reads_it(tmp_path: Path) -> None:
     assert (server.pidfile, server.logfile, server.directory) == (paths["pid"], paths["log"], paths["root"])
     (socket,) = server.server_configs
     assert (socket["file"], stat.filemode(socket["chmod"])) == (paths["socket"], "?rwx------")
+
+
+def test_unit_of_a_gpu_service_has_its_device_nodes_made_as_root() -> None:
+    text = _render.systemd_unit({**SERVICE, "device": "cuda"}, PATHS, "vllm", "gpu", "0123abcd")
+    assert unit_settings(text)["Service"]["ExecStartPre"] == ["+-/usr/bin/nvidia-modprobe -c 0 -u"]
+    assert text.index("ExecStartPre=") < text.index("ExecStart=")

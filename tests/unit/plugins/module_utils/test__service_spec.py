@@ -336,3 +336,20 @@ def test_fleet_wide_settings_obey_the_same_rules() -> None:
     assert SECRET not in as_text(findings)
     _value, findings = spec.parse_setting("path", "vllm_root", "~/x")
     assert (findings[0].seen, findings[0].remedy) == ("vllm_root is '~/x'", "correct vllm_root")
+
+
+@pytest.mark.parametrize("key", ["api_key", "secret_environment"])
+def test_a_short_secret_would_tear_results_apart(key: str) -> None:
+    short = refused(**{key: "1234567" if key == "api_key" else {"HF_TOKEN": "1234567"}})
+    assert "at least 8 characters" in short.expected
+    assert "1234567" not in str(short)
+
+
+def test_an_entry_that_is_text_may_be_a_secret() -> None:
+    _services, (finding,) = spec.parse_services(["api_key=sk-0123456789"])
+    assert "sk-0123456789" not in str(finding)
+
+
+@pytest.mark.parametrize("text", ["True", "false"])
+def test_a_flag_that_a_template_made_text(text: str) -> None:
+    assert "true or false for 'enforce-eager'" in refused(args={"enforce-eager": text}).expected

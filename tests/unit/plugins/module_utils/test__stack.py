@@ -347,3 +347,12 @@ def test_describe_hides_secrets_and_reads_like_a_command() -> None:
     assert SECRET not in text
     assert "HF_TOKEN='********' \\\nvllm serve /models/a \\\n    --port 8000\n# digest " in text
     assert json.dumps(text)
+
+
+def test_parents_are_open_to_the_service_user_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        _stack.make_directory(str(tmp_path / "a/b/root"), 0o755)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / path).stat().st_mode) for path in ("a", "a/b", "a/b/root")] == [0o755] * 3

@@ -232,3 +232,43 @@ def test_a_damaged_plan_is_not_recorded_in_silence(tmp_path: Path) -> None:
     with pytest.raises(FleetError) as caught:
         _stack_apply.record(str(tmp_path), False)
     assert caught.value.code == "stack.plan_unreadable"
+
+
+def test_a_runtime_that_changed_hands_its_services_over(
+    tmp_path: Path, host: Systemctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the old process manager runs is stopped there first, on a deploy and on a teardown."""
+
+    class Old:
+        def __init__(self) -> None:
+            self.services = {"a": "digest", "b": "digest"}
+            self.log: list[str] = []
+
+        def installed(self) -> dict[str, str]:
+            return dict(self.services)
+
+        def stop(self, names: t.Sequence[str], timeout: float) -> None:
+            self.log.append(f"stop {' '.join(names)}")
+
+        def remove(self, name: str) -> None:
+            del self.services[name]
+
+    for act in (
+        lambda: _stack_apply.present(options(tmp_path, entry("a")), False),
+        lambda: _stack_apply.absent(options(tmp_path), False),
+    ):
+        _stack_apply.present(options(tmp_path, entry("a")), False)
+        plan = tmp_path / "root/plan.json"
+        plan.write_text(json.dumps({**json.loads(plan.read_text()), "runtime": "supervisor"}))
+        old, new = Old(), _stack_apply.make_backend
+
+        def make(runtime: str, *args: t.Any, old: t.Any = old, new: t.Any = new, **kwargs: t.Any) -> t.Any:
+            return old if runtime == "supervisor" else new(runtime, *args, **kwargs)
+
+        monkeypatch.setattr(_stack_apply, "make_backend", make)
+        assert _stack_apply.present(options(tmp_path, entry("a")), True)["changed"]
+        assert old.log == []
+        assert act()["changed"]
+        assert old.log == ["stop a b"]
+        assert old.services == {}
+        monkeypatch.setattr(_stack_apply, "make_backend", new)

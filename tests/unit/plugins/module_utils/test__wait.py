@@ -125,3 +125,10 @@ def test_wrong_answers() -> None:
     assert "b failed the vision probe" in blocks
     assert "expected: red" in blocks
     assert blocks.count("the end of its log:\n    line") == 1
+
+
+def test_it_was_never_deployed() -> None:
+    watch = watched(state(None, managed=True, seen="connection refused"))
+    assert watch.given_up(max_restarts=1)
+    assert "chat is not deployed on this host" in not_ready(watch, "http://127.0.0.1:1", 1, 1)
+    assert not watched(state(None, managed=False)).given_up(max_restarts=1)
