@@ -30,14 +30,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: For each artifact its C(path), C(model), C(commit) and C(manifest_digest).
+  description: For each artifact its C(path), C(model), C(commit), C(manifest_digest) and C(published).
   type: list
   elements: dict
 """
 
 import typing as t
 
-KEYS = ("path", "commit", "manifest_digest")
+KEYS = ("path", "commit", "manifest_digest", "published")
 
 
 def artifact_versions(results: t.Iterable[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import threading
@@ -92,6 +93,7 @@ class Outcome:
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    published: str | None = None
 
 
 def default_path(model: str, revision: str, environment: Mapping[str, str] | None = None) -> str:
@@ -141,6 +143,11 @@ class _Plan:
     def changed(self) -> bool:
         return self.before != self.after
 
+    @property
+    def replaces(self) -> bool:
+        """Whether other bytes will lie there, and not only another manifest."""
+        return bool(self.fetch or self.obsolete)
+
 
 class _Presence:
     def __init__(self, request: Request, hub: Hub, verify: bool) -> None:
@@ -150,11 +157,15 @@ class _Presence:
 
     def run(self) -> Outcome:
         old = self._read_manifest()
+        self._outcome.published = old.published if old is not None else None
         target = self._target(old)
         if target is None or (not self._verify and self._untouched(old, target)):
             return self._outcome
         if self._request.check_mode:
-            self._report(self._plan(target))
+            plan = self._plan(target)
+            self._report(plan)
+            if plan.replaces:
+                self._outcome.published = None
             return self._outcome
         staging = _staging.acquire(self._location, self._request.lock_timeout, self._request.policy.sleep)
         try:
@@ -162,6 +173,8 @@ class _Presence:
             plan = self._plan(target)
             received = self._execute(plan, target, staging)
             self._report(plan)
+            published = self._read_manifest()
+            self._outcome.published = published.published if published is not None else None
             self._outcome.bytes_fetched = received
             staging.discard()
         finally:
@@ -351,7 +364,7 @@ class _Presence:
             source = self._hub.source(request.model, target.resolution)
             fetch_all(plan.fetch, source, staging, request.workers, request.policy, tally)
         publication = _Publication(self._location, plan, target, staging, self._request)
-        if plan.fetch or plan.obsolete:
+        if plan.replaces:
             publication.publish()
         else:
             publication.refresh()
@@ -584,7 +597,7 @@ class _Publication:
                         os.fchmod(handle, mode | 0o055)
 
     def _write_manifest(self, root: int, only_if_new: bool = False) -> None:
-        request, kept = self._request, self._plan.kept
+        request, kept, old = self._request, self._plan.kept, self._plan.old
         stats = dict(kept)
         for entry in self._target.entries:
             if entry.path not in kept:
@@ -607,6 +620,7 @@ class _Publication:
             exclude=request.exclude,
             entries=self._target.entries,
             stats=stats,
+            published=secrets.token_hex(8) if old is None or self._plan.replaces else old.published,
         )
         if only_if_new and self._plan.old == manifest:
             return

@@ -48,6 +48,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         "path": outcome.path,
         "bytes_fetched": outcome.bytes_fetched,
         "adopted": outcome.adopted,
+        "published": outcome.published,
         "foreign": list(outcome.foreign[:_FOREIGN_SHOWN]),
         "warnings": outcome.warnings,
         **_described(outcome.entries),

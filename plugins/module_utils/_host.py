@@ -147,6 +147,18 @@ def _open_files(pid: str) -> list[str]:
     return links
 
 
+def workers_in(directory: str) -> list[int]:
+    """Processes that work in a directory and have no terminal, which a person's shell there has."""
+    found = []
+    for entry in os.listdir("/proc"):
+        fields = read(f"/proc/{entry}/stat").rpartition(")")[2].split() if entry.isdigit() else []
+        if len(fields) > 4 and fields[4] == "0":
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{entry}/cwd") == directory:
+                    found.append(int(entry))
+    return found
+
+
 def parent_pid(pid: int) -> int:
     """0 where there is none; the command name in /proc/PID/stat may hold spaces and brackets."""
     fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()

@@ -71,6 +71,8 @@ class Manifest:
     exclude: tuple[str, ...]
     entries: tuple[Entry, ...]
     stats: Mapping[str, FileStat]
+    published: str = ""
+    """Another one each time that bytes were put in place: who loaded the files before has to load them again."""
 
     @property
     def digest(self) -> str:
@@ -342,6 +344,7 @@ def dump(manifest: Manifest) -> str:
         "exclude": list(manifest.exclude),
         "digest": manifest.digest,
         "bytes_total": manifest.bytes_total,
+        "published": manifest.published,
         "files": [{**entry.as_dict(), "mtime_ns": manifest.stats[entry.path].mtime_ns} for entry in manifest.entries],
     }
     return json.dumps(document, indent=1, sort_keys=False, ensure_ascii=True) + "\n"
@@ -373,6 +376,7 @@ def load(text: str) -> Manifest:
             exclude=tuple(str(item) for item in document["exclude"]),
             entries=tuple(sorted(entries, key=lambda entry: entry.path)),
             stats=stats,
+            published=str(document.get("published", "")),
         )
     except (KeyError, TypeError, FleetError) as exc:
         raise ValueError(f"damaged manifest: {exc}") from exc

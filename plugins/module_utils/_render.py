@@ -57,9 +57,35 @@ def shell_command(
     return " \\\n".join(lines)
 
 
-def launch_script(environment_file: str, command: t.Sequence[str]) -> str:
-    """A script that starts the service in the foreground: what supervisor runs, and what a person can run by hand."""
-    return f"#!/bin/sh\n# {MANAGED}\nset -a\n. {shlex.quote(environment_file)}\nset +a\nexec {shlex.join(command)}\n"
+STARTED = "=== gpufleet.vllm: a new process starts here ==="
+
+
+def launch_script(environment_file: str, command: t.Sequence[str], state: str = "") -> str:
+    """A script that starts the service in the foreground: what supervisor runs, and what a person can run by hand.
+
+    Nothing of the environment that it is started from reaches the service. Workers that outlived a killed engine, which
+    hold its memory, are ended first: they work in its ``state`` directory and have no terminal, as a person would.
+    """
+    return f"""#!/bin/sh
+# {MANAGED}
+[ -n "${{GPUFLEET_CLEAN-}}" ] || exec env -i GPUFLEET_CLEAN=1 SUPERVISOR_SERVER_URL="${{SUPERVISOR_SERVER_URL-}}" \\
+    SUPERVISOR_PROCESS_NAME="${{SUPERVISOR_PROCESS_NAME-}}" /bin/sh "$0"
+[ -z "$SUPERVISOR_PROCESS_NAME" ] || echo {shlex.quote(STARTED)}
+{_end_leftovers(state) if state else ""}set -a
+. {shlex.quote(environment_file)}
+set +a
+exec {shlex.join(command)}
+"""
+
+
+def _end_leftovers(state: str) -> str:
+    return f"""for process in /proc/[0-9]*; do
+    [ "$process" != "/proc/$$" ] && read -r stat 2>/dev/null <"$process/stat" || continue
+    set -- ${{stat##*) }}
+    [ "$5" = 0 ] && [ "$(readlink "$process/cwd" 2>/dev/null)" = {shlex.quote(state)} ] || continue
+    kill -KILL "${{process#/proc/}}" 2>/dev/null
+done
+"""
 
 
 def environment_text(environment: t.Mapping[str, str]) -> str:

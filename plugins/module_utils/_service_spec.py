@@ -369,7 +369,7 @@ def _convert(key: str, value: t.Any, service: str) -> tuple[t.Any, Finding | Non
     try:
         return _KEYS[key](value), None
     except _Refused as exc:
-        shown = "a value that is hidden" if key in HIDDEN else f"{value!r}"
+        shown = "empty" if value == "" else "a value that is hidden" if key in HIDDEN else f"{value!r}"
         return None, Finding(
             code="service.bad_value",
             severity=ERROR,

@@ -68,7 +68,7 @@ def desired_services(options: Options) -> list[Desired]:
     for service in options.services:
         artifact = artifacts.get(str(service["path"]), {})
         extra = {
-            "artifact": artifact.get("manifest_digest") or artifact.get("commit"),
+            "artifact": [artifact.get("manifest_digest") or artifact.get("commit"), artifact.get("published")],
             "engine": options.engine.get("digest") or options.engine.get("version"),
             "runtime": resolve_runtime(options.runtime),
             "user": f"{options.user}:{options.group}",

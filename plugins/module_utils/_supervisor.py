@@ -193,12 +193,14 @@ class SupervisorBackend:
         environment = self.layout.environment(desired.name)
         write_file(
             script,
-            _render.launch_script(environment, desired.service["command"]),
+            _render.launch_script(
+                environment, desired.service["command"], f"{self.layout.workdir(desired.name)}/state"
+            ),
             0o700,
         )
         paths = {
             "script": script,
-            "state": f"{self.layout.workdir(desired.name)}/state",
+            "state": self._state(desired.name),
             "log": self.layout.log(desired.name),
         }
         program = _render.supervisor_program(desired.service, paths, desired.digest)
@@ -208,6 +210,10 @@ class SupervisorBackend:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._program(name))
         self._forget(name)
+        # supervisor ends the group of the process that it started last; workers of one that was killed are left.
+        for pid in _host.workers_in(self._state(name)):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
     def stop(self, names: t.Sequence[str], timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -237,7 +243,11 @@ class SupervisorBackend:
             self._call("addProcessGroup", name)
 
     def tail(self, name: str, lines: int) -> list[str]:
-        return tail_file(self.layout.log(name), lines)
+        """Of the process that started last: what an earlier one said is not its."""
+        said = tail_file(self.layout.log(name), 10_000)
+        if _render.STARTED in said:
+            said = said[len(said) - said[::-1].index(_render.STARTED) :]
+        return said[-lines:]
 
     def shutdown(self, timeout: float) -> bool:
         """End supervisord and all that it runs; ``False`` if it did not run."""
@@ -268,6 +278,9 @@ class SupervisorBackend:
         return marker.strip()
 
     # supervisord
+
+    def _state(self, name: str) -> str:
+        return f"{self.layout.workdir(name)}/state"
 
     def _program(self, name: str) -> str:
         return f"{self.programs}/{name}.conf"
@@ -383,7 +396,9 @@ class SupervisorBackend:
                 os.killpg(pid, signal.SIGKILL)
 
     def _start_daemon(self) -> None:
-        done = self.run([f"{self.venv}/bin/supervisord", "-c", self.config], 60)
+        # Whatever the caller has exported, keys and tokens among it, is none of supervisord's business.
+        clean = ["env", "-i", f"PATH={os.defpath}", f"HOME={self.layout.root}", "LC_ALL=C.UTF-8"]
+        done = self.run([*clean, f"{self.venv}/bin/supervisord", "-c", self.config], 60)
         deadline = time.monotonic() + 20
         while done.rc == 0 and time.monotonic() < deadline:
             if self._answers():

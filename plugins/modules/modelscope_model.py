@@ -153,6 +153,14 @@ files:
       description: Hexadecimal SHA-256 of the content.
       type: str
       sample: 9bda9a6dbb5ff9a0d4a5b7d0d7d1e1c0f1a5d5e1a3b2c1d0e9f8a7b6c5d4e3f2
+published:
+  description:
+    - A mark that changes each time that other bytes were put in place, for a new revision or to repair a file. Who
+      loaded the files before has to load them again.
+    - V(null) where there is no artifact, and in check mode where one would be put in place.
+  returned: success
+  type: str
+  sample: 9f86d081884c7d65
 manifest_digest:
   description: >-
     SHA-256 over one line C(SHA256 SIZE PATH) per file, sorted by path. Two directories with equal digests hold equal

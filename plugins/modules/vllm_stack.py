@@ -52,8 +52,8 @@ options:
     default: {}
   artifacts:
     description:
-      - The model artifacts behind the services, each with C(path), C(commit) and C(manifest_digest). A service restarts
-        when the artifact at its path becomes another one.
+      - The model artifacts behind the services, each with C(path), C(commit), C(manifest_digest) and C(published). A
+        service restarts when the artifact at its path becomes another one, or was repaired.
     type: list
     elements: dict
     default: []

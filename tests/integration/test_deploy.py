@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fleet_box import MODEL, REPOSITORY, Box, controller_environment, free_port, listening
+from fleet_box import MODEL, REPOSITORY, Box, controller_environment, free_port, listening, play
 from model_hub import Fault, Hub, add_model
 from openai import AuthenticationError, OpenAI
 
@@ -181,6 +181,35 @@ def test_new_model_revision_restarts(box: Box, hub: Hub, tmp_path: Path) -> None
     assert pinned.rc == 0, pinned.output
 
 
+def test_a_repaired_model_is_loaded_again(box: Box) -> None:
+    service = box.service("chat")
+    assert box.deploy([service]).rc == 0
+    pid = box.pid("chat")
+    weights = box.root / "models/tiny/model.safetensors"
+    state = weights.stat()
+    with weights.open("r+b") as stream:
+        stream.write(b"damaged!")
+    os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert box.deploy([service]).changed == 0, "the damage is hidden from a plain look"
+    foretold = box.deploy([service], "--check", "-e", "vllm_artifacts_state=verified")
+    repaired = box.deploy([service], "-e", "vllm_artifacts_state=verified")
+    assert repaired.rc == 0, repaired.output
+    assert box.pid("chat") != pid, "the engine still has the damaged weights in memory"
+    assert repaired.changed == foretold.changed + 1  # the record
+    assert box.deploy([service], "-e", "vllm_artifacts_state=verified").changed == 0
+
+
+def test_the_callers_environment_reaches_no_service(box: Box) -> None:
+    keyed, open_ = box.service("keyed", api_key=KEY), box.service("open")
+    inventory = box.inventory([keyed, open_])
+    run = play("deploy", inventory, VLLM_API_KEY="sk-of-the-operator", CUDA_VISIBLE_DEVICES="9")
+    assert run.rc == 0, run.output
+    assert get(open_["port"], "/v1/models") == 200
+    supervisord = int((box.root / "supervisor/supervisord.pid").read_text())
+    for pid in (supervisord, box.pid("open"), box.pid("keyed")):
+        assert b"sk-of-the-operator" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def test_a_service_that_dies_is_restarted(box: Box) -> None:
     service = box.service("chat")
     assert box.deploy([service]).rc == 0
@@ -249,8 +278,6 @@ def test_port_in_use(box: Box) -> None:
 def test_an_empty_group_is_no_success(box: Box) -> None:
     inventory = box.directory / "empty.json"
     inventory.write_text(json.dumps({"gpu_hosts": {"hosts": {}}}))
-    from fleet_box import play
-
     run = play("deploy", inventory)
     assert run.rc == 2
     assert "No host matches 'gpu_hosts'" in run.output

@@ -27,6 +27,13 @@ from tree import cache_dir
 MODEL = "smollm2-135m"
 
 
+def cwd_of(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""
+
+
 class Quickstart:
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -138,6 +145,10 @@ def test_down_removes_all_of_it(quickstart: tuple[Quickstart, Run]) -> None:
     down = made.make("quickstart-down", "KEEP_ENGINE=1")
     assert down.rc == 0, down.output
     assert not made.home.exists()
+    # Also what a killed engine left behind, which holds its memory.
+    left = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    working = [line for line in left.splitlines() if "VLLM::" in line or str(made.home) in line]
+    assert not [line for line in working if cwd_of(line.split()[0]).startswith(str(made.home))], working
     for port in (made.port, made.hub_port):
         with pytest.raises(OSError, match="refused"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)

@@ -118,7 +118,8 @@ start_hub() {
     fi
     step "Offer them as $model on a hub on this machine, port $hub_port"
     lab model_hub add --root "$home/hub/root" --model "$model" --from "$content" >/dev/null
-    lab model_hub start --root "$home/hub/root" --port "$hub_port" --state "$home/hub/state" >/dev/null
+    lab model_hub start --root "$home/hub/root" --port "$hub_port" --state "$home/hub/state" >/dev/null ||
+        fail "the hub did not start" "port $hub_port for it" "stop what holds the port, or set GPUFLEET_HUB_PORT to another"
 }
 
 up() {

@@ -12,17 +12,24 @@ def test_only_what_tells_states_apart() -> None:
         "path": "/data/tiny",
         "commit": "0123",
         "manifest_digest": "abcd",
+        "published": "p1",
         "bytes_fetched": 7,
         "changed": True,
         "item": {"model": "acme/tiny", "path": "/data/tiny"},
     }
-    expected = {"path": "/data/tiny", "commit": "0123", "manifest_digest": "abcd", "model": "acme/tiny"}
+    expected = {
+        "path": "/data/tiny",
+        "commit": "0123",
+        "manifest_digest": "abcd",
+        "published": "p1",
+        "model": "acme/tiny",
+    }
     assert artifact_versions([result]) == [expected]
     assert artifact_versions([{**result, "bytes_fetched": 0, "changed": False}]) == [expected]
 
 
 def test_what_is_missing_is_none() -> None:
-    nothing = {"path": None, "commit": None, "manifest_digest": None, "model": None}
+    nothing = {"path": None, "commit": None, "manifest_digest": None, "published": None, "model": None}
     assert artifact_versions([{}, {"item": None}]) == [nothing, nothing]
     assert artifact_versions([]) == []
 

@@ -729,3 +729,17 @@ def test_adopted_directories_are_opened_to_the_service_user(hub, path):
     assert present(hub, path).adopted == len(FILES)
     modes = {stat.S_IMODE(item.stat().st_mode) for item in [path, *path.rglob("*")] if item.is_dir()}
     assert modes == {0o755}
+
+
+def test_another_mark_when_bytes_were_replaced_and_only_then(hub, path):
+    first = present(hub, path).published
+    assert first
+    assert present(hub, path).published == first
+    os.utime(path / "model.bin", (1, 1))
+    assert present(hub, path).published == first  # touched, and found right
+    damaged = (path / "model.bin").read_bytes()
+    (path / "model.bin").write_bytes(b"x" + damaged[1:])
+    assert present(hub, path, check_mode=True).published is None
+    repaired = present(hub, path).published
+    assert repaired not in (None, first)
+    assert present(hub, path, verify=True).published == repaired

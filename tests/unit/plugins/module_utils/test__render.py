@@ -398,3 +398,29 @@ def test_unit_of_a_gpu_service_has_its_device_nodes_made_as_root() -> None:
     text = _render.systemd_unit({**SERVICE, "device": "cuda"}, PATHS, "vllm", "gpu", "0123abcd")
     assert unit_settings(text)["Service"]["ExecStartPre"] == ["+-/usr/bin/nvidia-modprobe -c 0 -u"]
     assert text.index("ExecStartPre=") < text.index("ExecStart=")
+
+
+def test_launch_script_lets_nothing_of_its_caller_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-of-somebody-else")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    _argv, seen = launched(tmp_path, {"A": "1", "PATH": "/usr/bin:/bin"}, [])
+    assert seen["A"] == "1"
+    assert not {"VLLM_API_KEY", "CUDA_VISIBLE_DEVICES"} & set(seen)
+
+
+def test_launch_script_ends_what_a_killed_engine_left(tmp_path: Path) -> None:
+    (tmp_path / "environment").write_text("A=1\n")
+    state = tmp_path / "state"
+    state.mkdir()
+    left = subprocess.Popen(["sleep", "60"], cwd=state, start_new_session=True)
+    bystander = subprocess.Popen(["sleep", "60"], cwd=tmp_path, start_new_session=True)
+    try:
+        script = tmp_path / "run.sh"
+        script.write_text(_render.launch_script(str(tmp_path / "environment"), ["true"], str(state)))
+        assert sh(str(script)) == ""
+        assert left.wait(timeout=10) == -9
+        assert bystander.poll() is None
+    finally:
+        for process in (left, bystander):
+            process.kill()
+            process.wait()

@@ -167,7 +167,8 @@ class Runner:
             return CommandResult(1, "", "Error: no luck\nFor help, use -h\n")
         if list(argv[1:3]) == ["-m", "venv"]:
             os.makedirs(argv[3])
-        if argv[0].endswith("/supervisord") and self.daemon:
+        # Behind `env -i NAME=VALUE...`: it gets an environment of its own.
+        if any(word.endswith("/supervisord") for word in argv) and self.daemon:
             self.daemon.start()
         return CommandResult(0, "", "")
 
@@ -237,7 +238,11 @@ def test_prepare_starts_a_daemon_once(home: Path, daemon: Supervisord) -> None:
     backend = backend_of(home, run)
     backend.prepare()
     backend.prepare()
-    assert run.calls == [[f"{home}/supervisor/venv/bin/supervisord", "-c", f"{home}/supervisor/supervisord.conf"]]
+    assert [call[-3:] for call in run.calls] == [
+        [f"{home}/supervisor/venv/bin/supervisord", "-c", f"{home}/supervisor/supervisord.conf"]
+    ]
+    # None of the caller\'s keys and tokens reaches it.
+    assert run.calls[0][:2] == ["env", "-i"]
     assert stat.S_IMODE((home / "supervisor").stat().st_mode) == 0o700
     assert stat.S_IMODE((home / "supervisor/supervisord.conf").stat().st_mode) == 0o600
 
