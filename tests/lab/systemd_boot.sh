@@ -57,8 +57,10 @@ outer() {
     root=$dir/fs/root
     mkdir "$dir/fs/upper" "$dir/fs/work" "$dir/fs/cgroup" "$root"
     mount -t overlay -o "lowerdir=/,upperdir=$dir/fs/upper,workdir=$dir/fs/work" overlay "$root"
+    : >"$dir/shared"
     for path in "$@"; do
         [ -e "$root$path" ] || share "$root" "$path" ro
+        printf '%s\n' "$path" >>"$dir/shared"
     done
     minimal "$root"
 
@@ -108,6 +110,10 @@ innermost() {
     devices "$root/dev" "$console"
     mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs "$root/run"
     mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/tmp"
+    # What is shared may lie below one of these two.
+    while IFS= read -r path; do
+        [ -e "$root$path" ] || share "$root" "$path" ro
+    done <"$dir/shared"
     # Debian mounts /run noexec, and a test's engine is in DIR.
     share "$root" "$dir" rw,exec
     ip link set lo up

@@ -198,7 +198,7 @@ class SystemdBox(Box):
         done = subprocess.run(
             [*self.inside(), *map(str, command)],
             env=controller_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=timeout, check=False,
+            text=True, errors="replace", timeout=timeout, check=False,
         )  # fmt: skip
         if check and done.returncode != 0:
             raise AssertionError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}")
