@@ -670,8 +670,6 @@ def service_environment(
         "HOME": state,
         "XDG_CACHE_HOME": f"{state}/cache",
         "VLLM_CACHE_ROOT": f"{state}/cache/vllm",
-        # Its own limit is 600 s, and an engine that loads for longer would end itself.
-        "VLLM_ENGINE_READY_TIMEOUT_S": service.ready_timeout or settings.ready_timeout,
         # The engine looks for its own tools (ninja, the compiler) beside its Python.
         "PATH": f"{engine['path']}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         **settings.default_environment,

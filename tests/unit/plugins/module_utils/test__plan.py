@@ -466,7 +466,6 @@ def test_environment() -> None:
         "OMP_NUM_THREADS": "4",
         "PATH": planned["engine"]["path"] + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "VLLM_CACHE_ROOT": "/var/lib/gpufleet-vllm/services/chat/state/cache/vllm",
-        "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
         "XDG_CACHE_HOME": "/var/lib/gpufleet-vllm/services/chat/state/cache",
     }
     on_cpu = plan(service(), device="cpu", default_environment={"A": True}, cpu_environment={"ONLY_CPU": 1})
