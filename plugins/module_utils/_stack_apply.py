@@ -109,15 +109,7 @@ def diff_of(changes: t.Sequence[Change]) -> list[dict[str, str]]:
 def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
     """Bring the stack to the plan."""
     layout = Layout(absolute_root(options.root))
-    backend = make_backend(
-        options.runtime,
-        layout,
-        user=options.user,
-        group=options.group,
-        allow_daemon_reload=options.allow_daemon_reload,
-        requirements=options.requirements,
-        pip_args=options.pip_args,
-    )
+    backend = _backend(options.runtime, options, layout)
     previous = previous_backend(options, layout)
     desired = desired_services(options)
     plan = plan_document(options, desired)
@@ -146,18 +138,24 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
     }
 
 
+def _backend(runtime: str, options: Options, layout: Layout) -> Backend:
+    return make_backend(
+        runtime,
+        layout,
+        user=options.user,
+        group=options.group,
+        allow_daemon_reload=options.allow_daemon_reload,
+        requirements=options.requirements,
+        pip_args=options.pip_args,
+    )
+
+
 def previous_backend(options: Options, layout: Layout) -> Backend | None:
     """The process manager of the last deploy, where it is not the one of now: what it runs has to move over."""
     applied = (read_json(layout.plan) or {}).get("runtime")
     if applied not in ("systemd", "supervisor") or applied == resolve_runtime(options.runtime):
         return None
-    return make_backend(
-        applied,
-        layout,
-        user=options.user,
-        group=options.group,
-        allow_daemon_reload=options.allow_daemon_reload,
-    )
+    return _backend(applied, options, layout)
 
 
 def _stop_timeout(options: Options, layout: Layout) -> float:
@@ -171,9 +169,7 @@ def _stop_timeout(options: Options, layout: Layout) -> float:
 def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
     """Stop and remove every service of the root, and all state of ours in it; nothing else in it is touched."""
     layout = Layout(absolute_root(options.root))
-    backend = make_backend(
-        options.runtime, layout, user=options.user, group=options.group, allow_daemon_reload=options.allow_daemon_reload
-    )
+    backend = _backend(options.runtime, options, layout)
     changes = Stack(layout, backend).changes([])
     previous = previous_backend(options, layout)
     leftovers = [path for path in _state_paths(layout) if os.path.lexists(path)]
