@@ -9,8 +9,10 @@ from dataclasses import fields
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import LOGGING, ULIMITS, to_yaml
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import RUNTIMES
 
 display = Display()
 
@@ -21,7 +23,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "model_root": {"type": "str", "required": True},
     "device": {"type": "str", "choices": ["auto", "cuda", "cpu"], "default": "auto"},
     "allow_cpu": {"type": "bool", "default": False},
-    "runtime": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
+    "runtime": {"type": "str", "choices": list(RUNTIMES), "default": "auto"},
     "bind_address": {"type": "str", "default": "127.0.0.1"},
     "address": {"type": "str", "default": ""},
     "drain_seconds": {"type": "int", "default": 120},
@@ -34,6 +36,13 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "engine_python": {"type": "str", "default": ""},
     "engine_versions": {"type": "dict", "default": {}},
     "engine_managed": {"type": "bool", "default": True},
+    "image": {"type": "str", "default": ""},
+    "container_user": {"type": "str", "default": "2000:0"},
+    "container_shm_size": {"type": "str", "default": "16gb"},
+    "container_read_only": {"type": "bool", "default": True},
+    "container_gpu_driver": {"type": "str", "choices": ["nvidia", "cdi"], "default": "nvidia"},
+    "container_ulimits": {"type": "dict", "default": ULIMITS},
+    "container_logging": {"type": "dict", "default": LOGGING},
     "fail_on_errors": {"type": "bool", "default": True},
 }
 
@@ -63,4 +72,7 @@ class ActionModule(ActionBase):
                 display.display(f"[{host}] {finding['seen']} ({finding['code']}; {finding['remedy']})")
         if self._task.diff:
             for service in plan["services"]:
-                display.display(f"[{host}] {service['name']}:\n{service['shell']}")
+                shown = service["shell"]
+                if "container" in service:
+                    shown = to_yaml({service["name"]: service["container"]}).rstrip()
+                display.display(f"[{host}] {service['name']}:\n{shown}")

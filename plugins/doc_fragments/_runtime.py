@@ -18,8 +18,9 @@ options:
   runtime:
     description:
       - The process manager of the services.
+      - V(compose) runs containers with Docker Compose, V(systemd) and V(supervisor) run C(vllm serve) on the host.
       - V(auto) is V(systemd) where systemd is the init system, and V(supervisor) elsewhere.
     type: str
-    choices: [auto, systemd, supervisor]
+    choices: [auto, compose, systemd, supervisor]
     default: auto
 """

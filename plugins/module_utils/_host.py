@@ -178,10 +178,16 @@ def _process_name(pid: int) -> str:
     return os.path.basename(words[0]) if words and words[0] else read(f"/proc/{pid}/comm").strip()
 
 
-def listeners(ports: t.Collection[int], services: t.Mapping[str, int]) -> list[dict[str, t.Any]]:
+PROXY = "docker-proxy"
+
+
+def listeners(
+    ports: t.Collection[int], services: t.Mapping[str, int], published: t.Mapping[int, str]
+) -> list[dict[str, t.Any]]:
     """Who listens on the wanted ports, or on any where none is named.
 
-    ``services`` maps our services to their main pids, so that ours are told apart.
+    ``services`` maps our services to their main pids, and ``published`` the ports that Docker's proxy listens on for
+    them to their names, so that ours are told apart.
     """
     found = [
         listener
@@ -193,13 +199,16 @@ def listeners(ports: t.Collection[int], services: t.Mapping[str, int]) -> list[d
     result = []
     for address, port, inode in sorted(found):
         pid = owners.get(inode)
+        process = _process_name(pid) if pid else None
         ours = [name for name, main in services.items() if pid and main and is_descendant(pid, main)]
+        if process == PROXY and port in published:
+            ours = [published[port]]
         result.append(
             {
                 "address": address,
                 "port": port,
                 "pid": pid,
-                "process": _process_name(pid) if pid else None,
+                "process": process,
                 "service": ours[0] if ours else None,
             }
         )

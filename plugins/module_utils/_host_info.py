@@ -11,20 +11,21 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _nvidia_probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
     absolute_root,
     make_backend,
     resolve_runtime,
     user_exists,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Layout, read_json
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout, Status, read_json
 
 
 def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[str], user: str) -> dict[str, t.Any]:
     """What the module ``vllm_host_info`` returns."""
     layout = Layout(absolute_root(root))
     backend = make_backend(runtime, layout, user=user)
-    services = backend.status(sorted(backend.installed()))
+    services, published, problem = _running(backend)
     pids = {name: status.pid for name, status in services.items() if status.pid}
     applied = read_json(layout.plan) or {}
     record = read_json(layout.record) or {}
@@ -33,8 +34,9 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         **_host.system(),
         "runtime": resolve_runtime(runtime),
         "filesystems": _host.filesystems(paths),
-        "listening": _host.listeners(set(ports), pids),
+        "listening": _host.listeners(set(ports), pids, published),
         "services": {name: status.as_dict() for name, status in services.items()},
+        "services_problem": problem,
         "user_exists": user_exists(user),
         "plan_digest": applied.get("digest"),
         "record": {"digest": record.get("digest"), "recorded_at": record.get("recorded_at")} if record else None,
@@ -42,3 +44,11 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         "gpu_reason": str(nvidia.get("reason") or ""),
         "nvidia": nvidia,
     }
+
+
+def _running(backend: Backend) -> tuple[dict[str, Status], dict[int, str], str]:
+    """The services, their published ports, and why they can not be told; the plan says what that means."""
+    try:
+        return backend.status(sorted(backend.installed())), backend.published(), ""
+    except FleetError as exc:
+        return {}, {}, str(exc)

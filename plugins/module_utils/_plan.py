@@ -12,13 +12,20 @@ import ipaddress
 import typing as t
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _compose, _render
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
     ERROR,
     INFO,
     WARNING,
     Finding,
     errors,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_compose import (
+    check_containers,
+    check_docker,
+    check_unused_images,
+    image_version,
+    plan_images,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import (
     Service,
@@ -30,6 +37,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import
 STOP_MARGIN_SECONDS = 30
 WILDCARDS = ("", "0.0.0.0", "::")
 LOOPBACK = "127.0.0.1"
+COMPOSE = "compose"
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,23 @@ class Settings:
     engine_python: str = ""
     engine_versions: t.Mapping[str, str] = field(default_factory=dict)
     engine_managed: bool = True
+    image: str = ""
+    container_user: str = "2000:0"
+    container_shm_size: str = "16gb"
+    container_read_only: bool = True
+    container_gpu_driver: str = "nvidia"
+    container_ulimits: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.ULIMITS))
+    container_logging: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.LOGGING))
+
+    def container(self, shm_size: str = "") -> _compose.Container:
+        return _compose.Container(
+            user=self.container_user,
+            shm_size=shm_size or self.container_shm_size,
+            read_only=self.container_read_only,
+            gpu_driver=self.container_gpu_driver,
+            ulimits=self.container_ulimits,
+            logging=self.container_logging,
+        )
 
 
 Facts = t.Mapping[str, t.Any]
@@ -62,8 +87,8 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     """Resolve everything one host should run.
 
     ``facts`` is what the module ``vllm_host_info`` returned. The result is plain data: ``device``, ``runtime``,
-    ``engine``, ``services``, ``artifacts`` and ``findings``. With an error among the findings nothing may be changed on
-    the host.
+    ``engine``, ``services``, ``artifacts``, ``images`` and ``findings``. With an error among the findings nothing may
+    be changed on the host.
     """
     services, findings = parse_services(raw_services)
     nothing_to_run = not services and not findings
@@ -74,8 +99,10 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     findings += [] if nothing_to_run else found
     runtime, found = choose_runtime(settings, facts)
     findings += found
-    engine, found = plan_engine(device, settings)
+    contained = runtime == COMPOSE
+    engine, found = plan_image_engine(device, settings) if contained else plan_engine(device, settings)
     found += check_engine_host(engine, runtime, settings, facts)
+    found += check_docker(facts, device, settings.container_gpu_driver) if contained else []
     findings += [] if nothing_to_run else found
     gpus: dict[str, list[dict[str, t.Any]]] = {}
     cards = facts.get("gpus") or []
@@ -99,8 +126,13 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
                 device,
                 gpus.get(service.name, []),
                 tensor_parallel,
+                contained,
             )
         )
+    findings += check_containers(resolved, settings.container()) if contained else check_unused_images(services)
+    # What can not be rendered has an error among the findings, and nothing is changed then.
+    if contained and not errors(findings):
+        resolved = [contain(item, service, settings) for item, service in zip(resolved, services)]
     return {
         "device": device,
         "runtime": runtime,
@@ -108,6 +140,7 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         "engine": engine,
         "services": resolved,
         "artifacts": artifacts,
+        "images": plan_images(resolved) if contained else [],
         "findings": [finding.as_dict() for finding in findings],
         "errors": len(errors(findings)),
     }
@@ -120,6 +153,7 @@ def check_settings(settings: Settings) -> tuple[Settings, list[Finding]]:
         "model_root": ("path", "vllm_model_root"),
         "engine_path": ("path", "vllm_engine_path"),
         "bind_address": ("bind_address", "vllm_bind_address"),
+        "image": ("image", "vllm_image"),
         "default_args": ("args", "vllm_default_args"),
         "cpu_args": ("args", "vllm_cpu_args"),
         "default_environment": ("environment", "vllm_default_environment"),
@@ -129,7 +163,7 @@ def check_settings(settings: Settings) -> tuple[Settings, list[Finding]]:
     good: dict[str, t.Any] = {}
     for name, (key, variable) in checks.items():
         value = getattr(settings, name)
-        if value == "" and name in ("engine_path", "bind_address"):
+        if value == "" and name in ("engine_path", "bind_address", "image"):
             continue
         checked, found = parse_setting(key, variable, value)
         findings += found
@@ -209,8 +243,13 @@ def _check_cpu(settings: Settings, facts: Facts, reason: str) -> list[Finding]:
 
 
 def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]]:
-    """``systemd`` where it is the init system, ``supervisor`` elsewhere; an explicit choice is checked, not changed."""
+    """``compose`` where an image is set, else ``systemd`` where it is the init system, else ``supervisor``.
+
+    An explicit choice is checked, not changed.
+    """
     has_systemd = facts.get("service_manager") == "systemd"
+    if settings.runtime == "auto" and settings.image:
+        return COMPOSE, []
     if settings.runtime == "auto":
         return ("systemd" if has_systemd else "supervisor"), []
     if settings.runtime == "systemd" and not has_systemd:
@@ -221,6 +260,13 @@ def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]
             )
         ]  # fmt: skip
     return settings.runtime, []
+
+
+def plan_image_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list[Finding]]:
+    """The engine that an image carries: nothing to install, and its version only where the tag tells it."""
+    version = image_version(settings.image)
+    engine = {"flavor": device, "version": version, "path": "", "executable": "vllm", "managed": False}
+    return {**engine, "image": settings.image}, []
 
 
 def plan_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list[Finding]]:
@@ -282,7 +328,7 @@ def check_engine_host(engine: t.Mapping[str, t.Any], runtime: str, settings: Set
         remedy = "install Python 3.11 or newer and set vllm_engine_python to it"
         findings.append(Finding("plan.python_too_old", ERROR, seen, "Python 3.11 or newer for vLLM", remedy))
     needed = REQUIREMENTS.get(".".join(str(engine["version"]).split(".")[:2]))
-    if engine["flavor"] == "cuda" and engine["managed"] and needed:
+    if engine["flavor"] == "cuda" and (engine["managed"] or runtime == COMPOSE) and needed:
         findings += _check_cuda(needed, str(engine["version"]), facts)
     if runtime == "systemd" and facts.get("selinux") == "enforcing":
         findings.append(
@@ -607,24 +653,33 @@ def resolve_service(
     device: str,
     gpus: t.Sequence[t.Mapping[str, t.Any]],
     tensor_parallel: int,
+    contained: bool = False,
 ) -> dict[str, t.Any]:
-    """One service of the plan: what the inventory declared, and what the collection adds to run it safely."""
+    """One service of the plan: what the inventory declared, and what the collection adds to run it safely.
+
+    ``arguments`` is what follows ``vllm serve``. In a container the model lies at a path and the engine listens on a
+    port of its own; Docker puts both where the service wants them.
+    """
     path = artifact_path(service, settings)
     served = service.served_model_name or service.model.split("/")[1]
     address = bind_address(service, settings)
     drain = settings.drain_seconds if service.drain_seconds is None else service.drain_seconds
-    declared = [["--port", str(service.port)], ["--served-model-name", served]]
+    model = _compose.MODEL_PATH if contained else path
+    declared = [] if contained else [["--port", str(service.port)]]
+    declared.append(["--served-model-name", served])
     if tensor_parallel > 1:
         declared.append(["--tensor-parallel-size", str(tensor_parallel)])
     if service.max_model_len is not None:
         declared.append(["--max-model-len", str(service.max_model_len)])
     declared += _render.flags(service.args)
     added: dict[str, t.Any] = {"host": address} if address else {}
+    if contained:
+        added = {"host": "0.0.0.0", "port": _compose.PORT}
     added["shutdown-timeout"] = drain
     added.update(merged_arguments(default_arguments(settings, device), service.args))
     operational = _render.flags(added)
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu["index"]) for gpu in gpus)} if gpus else {}
-    command = ["serve", path, *_flat(declared), *_flat(operational)]
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu["index"]) for gpu in gpus)} if gpus and not contained else {}
+    arguments = [model, *_flat(declared), *_flat(operational)]
     return {
         "name": service.name,
         "device": device,
@@ -638,17 +693,26 @@ def resolve_service(
         "public_url": f"http://{_public_host(address, settings)}:{service.port}",
         "gpus": [dict(gpu) for gpu in gpus],
         "tensor_parallel_size": tensor_parallel,
-        "command": [engine["executable"], *command],
+        "command": [engine["executable"], "serve", *arguments],
+        "arguments": arguments,
         "declared": _flat(declared),
         "operational": _flat(operational),
-        "shell": _render.shell_command(visible, ["vllm", "serve", path], declared),
-        "environment": service_environment(service, settings, engine, device, visible),
+        "shell": _render.shell_command(visible, ["vllm", "serve", model], declared),
+        "environment": service_environment(service, settings, device, visible, engine_paths(service, settings, engine)),
         "drain_seconds": drain,
         "stop_timeout": drain + STOP_MARGIN_SECONDS,
         "ready_timeout": service.ready_timeout or settings.ready_timeout,
         "secrets": list(service.secret_names),
         "probes": default_probes(service),
+        **({"image": service.image or settings.image} if contained else {}),
     }
+
+
+def contain(resolved: t.Mapping[str, t.Any], service: Service, settings: Settings) -> dict[str, t.Any]:
+    """A resolved service with the container that runs it, as the Compose file has it; the image is not pinned yet."""
+    choices = settings.container(service.shm_size)
+    container = _compose.definition(resolved, resolved["image"], settings.root, choices)
+    return {**resolved, "container": container}
 
 
 def _public_host(address: str, settings: Settings) -> str:
@@ -657,24 +721,30 @@ def _public_host(address: str, settings: Settings) -> str:
     return probe_host(address)
 
 
-def service_environment(
-    service: Service,
-    settings: Settings,
-    engine: t.Mapping[str, t.Any],
-    device: str,
-    visible: t.Mapping[str, str],
-) -> dict[str, str]:
-    """Sorted, so that a plan reads the same whatever order an inventory was written in. The API key is never in it."""
+def engine_paths(service: Service, settings: Settings, engine: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Where the engine finds its home, caches and tools."""
+    if not engine["path"] and "image" in engine:
+        # No account need exist for the uid inside the image, and torch asks for a name.
+        return {"HOME": _compose.HOME, "USER": "vllm", "VLLM_CACHE_ROOT": f"{_compose.HOME}/.cache/vllm"}
     state = f"{settings.root}/services/{service.name}/state"
-    environment: dict[str, t.Any] = {
+    return {
         "HOME": state,
         "XDG_CACHE_HOME": f"{state}/cache",
         "VLLM_CACHE_ROOT": f"{state}/cache/vllm",
         # The engine looks for its own tools (ninja, the compiler) beside its Python.
         "PATH": f"{engine['path']}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        **settings.default_environment,
-        **visible,
     }
+
+
+def service_environment(
+    service: Service,
+    settings: Settings,
+    device: str,
+    visible: t.Mapping[str, str],
+    paths: t.Mapping[str, str],
+) -> dict[str, str]:
+    """Sorted, so that a plan reads the same whatever order an inventory was written in. The API key is never in it."""
+    environment: dict[str, t.Any] = {**paths, **settings.default_environment, **visible}
     if device == "cuda":
         # Without it CUDA numbers cards by speed, and index 0 need not be nvidia-smi's 0.
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"

@@ -13,6 +13,7 @@ import os
 import pwd
 import typing as t
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._compose_stack import ComposeBackend
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host import service_manager
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Runner, run_command
@@ -20,7 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backen
 from ansible_collections.gpufleet.vllm.plugins.module_utils._supervisor import SupervisorBackend
 from ansible_collections.gpufleet.vllm.plugins.module_utils._systemd import SystemdBackend
 
-RUNTIMES = ("auto", "systemd", "supervisor")
+RUNTIMES = ("auto", "compose", "systemd", "supervisor")
 DEFAULT_ROOT = "/var/lib/gpufleet-vllm"
 # Two levels deep, and yet no one's own: a deploy sets the mode of its root, a teardown empties it.
 SYSTEM_DIRECTORIES = {
@@ -55,13 +56,20 @@ def make_backend(
     pip_args: t.Sequence[str] = (),
     runner: Runner = run_command,
 ) -> Backend:
-    if resolve_runtime(runtime) == "systemd":
+    resolved = resolve_runtime(runtime)
+    if resolved == "compose":
+        return ComposeBackend(layout, runner)
+    if resolved == "systemd":
         return SystemdBackend(layout, runner, user, group, allow_daemon_reload)
     return SupervisorBackend(layout, runner, requirements, pip_args)
 
 
 def service_owner(runtime: str, user: str, group: str) -> tuple[int, int] | None:
-    """uid and gid of the service user; ``None`` under supervisor, where services run as whoever deployed them."""
+    """uid and gid of the service user under systemd.
+
+    ``None`` under supervisor, where services run as whoever deployed them, and under Compose, where each container has
+    its own.
+    """
     if resolve_runtime(runtime) != "systemd":
         return None
     try:

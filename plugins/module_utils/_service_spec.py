@@ -25,6 +25,8 @@ MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 FLAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*")
+IMAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]|:(?=[A-Za-z0-9]))*(?:@sha256:[0-9a-f]{64})?")
+SIZE = re.compile(r"[1-9][0-9]{0,5}(?:[bkm]|[kmg]b|g)", re.IGNORECASE)
 GPU_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-fA-F][0-9a-fA-F-]+(?:/\d+/\d+)?")
 
 # Flags that a key of the service (or the plan itself) decides: set twice, the last one would win in silence.
@@ -99,6 +101,8 @@ class Service:
     environment: t.Mapping[str, str] = field(default_factory=dict)
     secret_names: tuple[str, ...] = ()
     probes: tuple[Probe, ...] | None = None
+    image: str = ""
+    shm_size: str = ""
 
 
 class _Refused(Exception):
@@ -344,6 +348,8 @@ _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "secret_environment": _secret_environment,
     "api_key": _api_key,
     "probes": _probes,
+    "image": _matching(IMAGE, "an image such as vllm/vllm-openai:v0.33.0, with or without @sha256:..."),
+    "shm_size": _matching(SIZE, "a size such as 16gb"),
 }
 KEYS = tuple(_KEYS)
 _REQUIRED = ("name", "model")

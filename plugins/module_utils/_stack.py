@@ -10,10 +10,11 @@ One root directory holds all of it, readable by a person::
 
     plan.json                     what was applied last (0600: an environment may hold more than a path)
     record.json                   what was last proved to answer
-    services/NAME/environment     0600, secrets included
+    compose.yaml                  compose only; a person can use it with docker compose
+    services/NAME/environment     0600, secrets included; compose: 0400 of the container's user, secrets alone
     services/NAME/run.sh          supervisor only; starts the service by hand, too
     services/NAME/state/          what the service writes: compile and kernel caches, kept across restarts
-    logs/NAME.log                 supervisor only; systemd has its journal
+    logs/NAME.log                 supervisor only; systemd has its journal, Docker its logs
     supervisor/                   supervisord.conf, conf.d/, its venv and socket
 """
 
@@ -32,7 +33,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _compose, _render
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 
 UNCHANGED = "unchanged"
@@ -125,8 +126,22 @@ class Desired:
     def name(self) -> str:
         return str(self.service["name"])
 
+    @property
+    def contained(self) -> bool:
+        """Whether it runs in a container; its other environment stands in the Compose file then."""
+        return "container" in self.service
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """uid and gid inside a container, which are those of its files outside."""
+        if not self.contained:
+            return None
+        uid, _colon, gid = str(self.service["container"]["user"]).partition(":")
+        return int(uid), int(gid)
+
     def environment(self) -> dict[str, str]:
-        return {**self.service["environment"], **self.secrets}
+        """What its environment file holds."""
+        return dict(self.secrets) if self.contained else {**self.service["environment"], **self.secrets}
 
 
 class Backend(t.Protocol):
@@ -136,6 +151,12 @@ class Backend(t.Protocol):
         """Refuse, before anything is touched and in check mode too, what a change of these services could not do."""
 
     def prepare(self) -> None: ...
+
+    def pending(self, desired: t.Sequence[Desired]) -> bool:
+        """Whether the definition of the whole stack, where there is one, is another than these services make."""
+
+    def define(self, desired: t.Sequence[Desired]) -> None:
+        """Write that definition."""
 
     def installed(self) -> dict[str, str]:
         """Names of the services under this root with the digest that they were installed with."""
@@ -152,15 +173,27 @@ class Backend(t.Protocol):
 
     def tail(self, name: str, lines: int) -> list[str]: ...
 
+    def published(self) -> dict[int, str]:
+        """Ports that another process than the service's own listens on for it, with the service's name."""
+
+    def shutdown(self, timeout: float) -> bool:
+        """End what the process manager keeps beside the services, once they are gone; whether there was any."""
+
 
 def service_digest(service: t.Mapping[str, t.Any], extra: t.Mapping[str, t.Any]) -> str:
-    """What needs a restart: command, environment, drain, user, and the artifact and engine behind the paths."""
-    relevant = {
-        "command": service["command"],
-        "environment": service["environment"],
-        "stop_timeout": service["stop_timeout"],
-        **extra,
-    }
+    """What needs a restart: command, environment, drain, user, and the artifact and engine behind the paths.
+
+    Of a container it is all of its definition, the image's digest included.
+    """
+    if "container" in service:
+        relevant = {"container": service["container"], **extra}
+    else:
+        relevant = {
+            "command": service["command"],
+            "environment": service["environment"],
+            "stop_timeout": service["stop_timeout"],
+            **extra,
+        }
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
@@ -306,7 +339,11 @@ def _options(words: t.Sequence[str]) -> list[list[str]]:
 
 
 def describe(desired: Desired) -> str:
-    """A service as a person would type it, for a diff; secrets are named but hidden."""
+    """A service as a person would write it, for a diff; secrets are named but hidden."""
+    if desired.contained:
+        text = _compose.to_yaml({desired.name: desired.service["container"]})
+        hidden = "".join(f"# secret: {name}={HIDDEN}\n" for name in desired.secrets)
+        return f"{text}{hidden}# digest {desired.digest}\n"
     environment = {
         **desired.service["environment"],
         **dict.fromkeys(desired.secrets, HIDDEN),
@@ -366,6 +403,7 @@ class Stack:
         by_name = {item.name: item for item in desired}
         self._directories()
         self.backend.prepare()
+        self.backend.define(desired)
         moving = [change.name for change in changes if change.action in (UPDATED, REMOVED)]
         # All of them stop before any starts: two services may swap their ports or GPUs in one run.
         self.backend.stop(moving, stop_timeout)
@@ -389,13 +427,19 @@ class Stack:
         workdir = self.layout.workdir(item.name)
         # The service user owns what it writes, and not the directory above: it can not swap a file of ours for a link.
         make_directory(workdir, 0o755)
-        make_directory(f"{workdir}/state", 0o700, self.owner)
-        write_file(
-            self.layout.environment(item.name),
-            _render.environment_text(item.environment()),
-            0o600,
-        )
+        self._make_state(f"{workdir}/state", item.owner or self.owner)
+        # A container's user reads its secrets itself; everywhere else root or supervisor does.
+        mode = 0o400 if item.contained else 0o600
+        text = _render.environment_text(item.environment())
+        write_file(self.layout.environment(item.name), text, mode, item.owner)
         # A plain environment may hold a secret by mistake.
         write_file(f"{workdir}/description", describe(item), 0o600)
         # The definition carries the digest, so it comes last: a run killed before this line is repaired by the next.
         self.backend.install(item)
+
+    @staticmethod
+    def _make_state(path: str, owner: tuple[int, int] | None) -> None:
+        """The caches of a service; those of another user, which its own can not write, are made anew."""
+        if owner and os.path.isdir(path) and (os.stat(path).st_uid, os.stat(path).st_gid) != owner:
+            shutil.rmtree(path)
+        make_directory(path, 0o700, owner)

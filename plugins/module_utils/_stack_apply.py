@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
+    RUNTIMES,
     absolute_root,
     make_backend,
     resolve_runtime,
@@ -38,7 +39,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
     service_digest,
     write_file,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._supervisor import SupervisorBackend
 
 # A stop waits for the longest drain among what it stops, and for this much more.
 STOP_SLACK_SECONDS = 15
@@ -54,6 +54,7 @@ class Options:
     secrets: t.Mapping[str, t.Mapping[str, str]] = field(default_factory=dict)
     artifacts: t.Sequence[t.Mapping[str, t.Any]] = ()
     engine: t.Mapping[str, t.Any] = field(default_factory=dict)
+    images: t.Sequence[t.Mapping[str, t.Any]] = ()
     user: str = "vllm"
     group: str = "vllm"
     allow_daemon_reload: bool = False
@@ -64,8 +65,10 @@ class Options:
 def desired_services(options: Options) -> list[Desired]:
     """Each service with the digest of what it needs a restart for, its artifact's commit and its engine included."""
     artifacts = {str(artifact["path"]): artifact for artifact in options.artifacts}
+    images = {str(image["image"]): image for image in options.images}
     result = []
     for service in options.services:
+        service = pinned(service, images)
         artifact = artifacts.get(str(service["path"]), {})
         extra = {
             "artifact": [artifact.get("manifest_digest") or artifact.get("commit"), artifact.get("published")],
@@ -77,11 +80,21 @@ def desired_services(options: Options) -> list[Desired]:
     return result
 
 
+def pinned(service: t.Mapping[str, t.Any], images: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.Mapping[str, t.Any]:
+    """A container's image by its digest, where the image is known; other services as they are."""
+    container = service.get("container")
+    if not container:
+        return service
+    image = images.get(str(container["image"]), {}).get("pinned") or container["image"]
+    return {**service, "container": {**container, "image": image}}
+
+
 def plan_document(options: Options, desired: t.Sequence[Desired]) -> dict[str, t.Any]:
     """What plan.json holds: the applied plan without secrets, and its digest."""
     plan = {
         "runtime": resolve_runtime(options.runtime),
         "engine": dict(options.engine),
+        "images": [dict(image) for image in options.images],
         "artifacts": [dict(artifact) for artifact in options.artifacts],
         "services": [{**item.service, "digest": item.digest} for item in desired],
     }
@@ -117,7 +130,7 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
     stack = Stack(layout, backend, owner)
     changes = stack.changes(desired)
     moved = sorted(previous.installed()) if previous else []
-    changed = bool(moved) or any(change.action != UNCHANGED for change in changes)
+    changed = bool(moved) or any(change.action != UNCHANGED for change in changes) or backend.pending(desired)
     backend.check([change.name for change in changes if change.action != UNCHANGED])
     plan_changed = read_text(layout.plan) != as_text(plan)
     if not check_mode and (changed or plan_changed):
@@ -126,6 +139,7 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
             changes = stack.changes(desired)
             if previous and moved:
                 _remove_all(previous, moved, _stop_timeout(options, layout))
+                previous.define([])
             if changed:
                 stack.apply(desired, changes, _stop_timeout(options, layout))
             write_file(layout.plan, as_text(plan), 0o600)
@@ -153,7 +167,7 @@ def _backend(runtime: str, options: Options, layout: Layout) -> Backend:
 def previous_backend(options: Options, layout: Layout) -> Backend | None:
     """The process manager of the last deploy, where it is not the one of now: what it runs has to move over."""
     applied = (read_json(layout.plan) or {}).get("runtime")
-    if applied not in ("systemd", "supervisor") or applied == resolve_runtime(options.runtime):
+    if applied not in RUNTIMES[1:] or applied == resolve_runtime(options.runtime):
         return None
     return _backend(applied, options, layout)
 
@@ -200,12 +214,12 @@ def _remove_all(backend: Backend, names: t.Sequence[str], timeout: float) -> Non
         backend.stop(names, timeout)
         for name in names:
             backend.remove(name)
-    if isinstance(backend, SupervisorBackend):
-        backend.shutdown(timeout)
+    backend.shutdown(timeout)
 
 
 def _state_paths(layout: Layout) -> list[str]:
-    return [layout.services, layout.logs, f"{layout.root}/supervisor", layout.plan, layout.record]
+    names = ("compose.yaml", "images.json", "plan.json", "record.json", "services", "logs", "supervisor")
+    return [f"{layout.root}/{name}" for name in names]
 
 
 def _remove(path: str) -> None:

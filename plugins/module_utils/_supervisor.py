@@ -167,6 +167,15 @@ class SupervisorBackend:
                 "set vllm_root to a shorter path",
             )
 
+    def pending(self, _desired: t.Sequence[Desired]) -> bool:
+        return False
+
+    def define(self, _desired: t.Sequence[Desired]) -> None:
+        """Nothing to do: each service has a program file of its own."""
+
+    def published(self) -> dict[int, str]:
+        return {}
+
     def prepare(self) -> None:
         make_directory(self.base, 0o700)
         make_directory(self.programs, 0o700)

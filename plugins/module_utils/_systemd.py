@@ -138,6 +138,12 @@ class SystemdBackend:
     def prepare(self) -> None:
         """Nothing to do: systemd is there."""
 
+    def pending(self, _desired: t.Sequence[Desired]) -> bool:
+        return False
+
+    def define(self, _desired: t.Sequence[Desired]) -> None:
+        """Nothing to do: each service has a unit of its own."""
+
     def installed(self) -> dict[str, str]:
         found = {}
         try:
@@ -225,6 +231,12 @@ class SystemdBackend:
         lines_ = [line.rstrip() for line in shown.out.splitlines() if line.strip() and line != "-- No entries --"]
         # Without the right to read the journal it is empty, and says so elsewhere.
         return lines_ or [f"journalctl: {line.strip()}" for line in shown.err.splitlines() if line.strip()][:lines]
+
+    def published(self) -> dict[int, str]:
+        return {}
+
+    def shutdown(self, _timeout: float) -> bool:
+        return False  # systemd stays
 
     # systemctl
 

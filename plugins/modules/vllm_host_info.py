@@ -125,6 +125,11 @@ services:
   returned: success
   type: dict
   sample: {"qwen-vl": {"state": "running", "pid": 4242, "restarts": 0, "since": null, "detail": "active (running)"}}
+services_problem:
+  description: Why the services can not be told, for example since Docker does not run; empty otherwise.
+  returned: success
+  type: str
+  sample: ""
 user_exists:
   description: Whether O(user) exists.
   returned: success

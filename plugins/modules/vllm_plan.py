@@ -55,9 +55,10 @@ options:
     default: false
   runtime:
     description:
-      - The process manager. V(auto) is V(systemd) where it is the init system, and V(supervisor) elsewhere.
+      - The process manager. V(auto) is V(compose) where O(image) is set, else V(systemd) where it is the init system,
+        and V(supervisor) elsewhere.
     type: str
-    choices: [auto, systemd, supervisor]
+    choices: [auto, compose, systemd, supervisor]
     default: auto
   bind_address:
     description:
@@ -119,6 +120,44 @@ options:
       - Whether the engine is installed by this collection. If not, O(engine_path) must hold one.
     type: bool
     default: true
+  image:
+    description:
+      - The container image of services that name none of their own. It carries the engine.
+    type: str
+    default: ""
+  container_user:
+    description:
+      - The user of the containers, as C(uid:gid). The official image is made for V(2000:0).
+    type: str
+    default: "2000:0"
+  container_shm_size:
+    description:
+      - The size of C(/dev/shm) in each container, unless the service sets its own. Tensor parallel workers talk
+        through it, and Docker's 64 MiB are too few even for one. Only what is used takes memory.
+    type: str
+    default: 16gb
+  container_read_only:
+    description:
+      - Whether the containers' root file system is read-only. C(/tmp) and the home directory stay writable.
+    type: bool
+    default: true
+  container_gpu_driver:
+    description:
+      - How containers get their GPUs, both by UUID. V(nvidia) is Docker's device driver, V(cdi) the Container Device
+        Interface.
+    type: str
+    choices: [nvidia, cdi]
+    default: nvidia
+  container_ulimits:
+    description:
+      - The resource limits of the containers, as Compose has them.
+    type: dict
+    default: {nofile: {soft: 65535, hard: 1048576}, memlock: -1, stack: 67108864}
+  container_logging:
+    description:
+      - The logging driver of the containers and its options, as Compose has them.
+    type: dict
+    default: {driver: json-file, options: {max-size: 50m, max-file: "5"}}
   fail_on_errors:
     description:
       - Whether findings of severity C(error) fail the task.
@@ -169,14 +208,34 @@ EXAMPLES = r"""
         gpus: [2]
         port: 8081
   register: planned
+
+- name: Plan containers
+  gpufleet.vllm.vllm_plan:
+    facts: "{{ host }}"
+    model_root: /data/models/vlm
+    runtime: compose
+    image: vllm/vllm-openai:v0.33.0
+    container_user: "2000:0"
+    container_shm_size: 16gb
+    container_read_only: true
+    container_gpu_driver: nvidia
+    container_ulimits: {nofile: {soft: 65535, hard: 1048576}, memlock: -1}
+    container_logging: {driver: local}
+    services:
+      - name: qwen-vl
+        model: Qwen/Qwen2.5-VL-7B-Instruct
+        gpus: [0, 1]
+        port: 8000
+  register: contained
 """
 
 RETURN = r"""
 plan:
   description:
     - The plan. C(services) has, among others, C(command), C(environment), C(shell) (the command as a person would
-      type it), C(url), C(gpus) and C(path). C(artifacts) has the models to fetch, C(engine) the engine, C(findings)
-      all findings and C(errors) how many of them are errors.
+      type it), C(container) (its part of the Compose file), C(url), C(gpus) and C(path). C(artifacts) has the models to
+      fetch, C(engine) the engine, C(images) the images, C(findings) all findings and C(errors) how many of them are
+      errors.
   returned: always
   type: dict
   sample:

@@ -26,7 +26,8 @@ attributes:
   diff_mode:
     support: full
     details:
-      - Shows each changed service as the command that a person would type. Secrets are named, their values hidden.
+      - Shows each changed service as the command that a person would type, or as its part of the Compose file. Secrets
+        are named, their values hidden.
   idempotent:
     support: full
 options:
@@ -62,6 +63,13 @@ options:
       - The engine, with C(version) and, if known, C(digest). Services restart when it changes.
     type: dict
     default: {}
+  images:
+    description:
+      - The images of containers, as RV(gpufleet.vllm.vllm_image#module:images) has them, each with C(image), C(pinned)
+        and C(id). Containers run the pinned one.
+    type: list
+    elements: dict
+    default: []
   user:
     description:
       - The user of the services under systemd. It must exist.
@@ -114,6 +122,12 @@ EXAMPLES = r"""
     group: vllm
     allow_daemon_reload: false
 
+- name: Run it in containers
+  gpufleet.vllm.vllm_stack:
+    runtime: compose
+    services: "{{ vllm_plan.services }}"
+    images: "{{ pulled.images }}"
+
 - name: Run it without systemd
   gpufleet.vllm.vllm_stack:
     runtime: supervisor
@@ -164,6 +178,7 @@ def main() -> None:
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "artifacts": {"type": "list", "elements": "dict", "default": []},
             "engine": {"type": "dict", "default": {}},
+            "images": {"type": "list", "elements": "dict", "default": []},
             "user": {"type": "str", "default": "vllm"},
             "group": {"type": "str", "default": "vllm"},
             "allow_daemon_reload": {"type": "bool", "default": False},

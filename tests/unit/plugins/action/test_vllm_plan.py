@@ -238,7 +238,7 @@ def test_the_role_sets_every_option() -> None:
 
 
 def test_the_example_sets_every_option() -> None:
-    (task,) = yaml.safe_load(documented.EXAMPLES)
-    assert set(task["gpufleet.vllm.vllm_plan"]) == set(ARGUMENT_SPEC)
+    task, contained = yaml.safe_load(documented.EXAMPLES)
+    assert {*task["gpufleet.vllm.vllm_plan"], *contained["gpufleet.vllm.vllm_plan"]} == set(ARGUMENT_SPEC)
     example = {**task["gpufleet.vllm.vllm_plan"], "facts": host_facts(), "model_root": "/data/models/vlm"}
     assert [service["shell"] for service in run(example)["plan"]["services"]] == [VISION, WHISPER]

@@ -125,12 +125,23 @@ def test_our_own_listener_is_found() -> None:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        (found,) = _host.listeners({port}, {"mine": os.getpid(), "other": 2**22 + 1})
+        (found,) = _host.listeners({port}, {"mine": os.getpid(), "other": 2**22 + 1}, {})
         assert (found["address"], found["port"], found["pid"]) == ("127.0.0.1", port, os.getpid())
         assert found["service"] == "mine"
         assert found["process"]
-        assert port in {entry["port"] for entry in _host.listeners(set(), {})}
-    assert _host.listeners({port}, {}) == []
+        assert port in {entry["port"] for entry in _host.listeners(set(), {}, {})}
+    assert _host.listeners({port}, {}, {}) == []
+
+
+def test_the_proxy_of_a_published_port_is_the_service_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setattr(_host, "_process_name", lambda _pid: "docker-proxy")
+        (ours,) = _host.listeners({port}, {}, {port: "qwen-vl"})
+        (other,) = _host.listeners({port}, {}, {port + 1: "qwen-vl"})
+    assert (ours["service"], other["service"]) == ("qwen-vl", None)
 
 
 def test_a_process_we_may_not_look_into_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +153,7 @@ def test_a_process_we_may_not_look_into_has_no_name(monkeypatch: pytest.MonkeyPa
         server.listen()
         port = server.getsockname()[1]
         monkeypatch.setattr(_host, "_open_files", lambda _pid: [])
-        (found,) = _host.listeners({port}, {"mine": os.getpid()})
+        (found,) = _host.listeners({port}, {"mine": os.getpid()}, {})
     assert (found["pid"], found["process"], found["service"]) == (None, None, None)
     monkeypatch.undo()
     monkeypatch.setattr(os, "listdir", refuse)

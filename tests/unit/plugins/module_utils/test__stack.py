@@ -82,6 +82,18 @@ class FakeBackend:
     def tail(self, name: str, lines: int) -> list[str]:
         return []
 
+    def pending(self, desired: t.Sequence[Desired]) -> bool:
+        return False
+
+    def define(self, desired: t.Sequence[Desired]) -> None:
+        pass
+
+    def published(self) -> dict[int, str]:
+        return {}
+
+    def shutdown(self, timeout: float) -> bool:
+        return False
+
 
 def service(name: str, port: int = 8000, **extra: t.Any) -> dict[str, t.Any]:
     command = ["vllm", "serve", f"/models/{name}", "--port", str(port)]

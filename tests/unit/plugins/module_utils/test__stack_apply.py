@@ -253,6 +253,12 @@ def test_a_runtime_that_changed_hands_its_services_over(
         def remove(self, name: str) -> None:
             del self.services[name]
 
+        def define(self, desired: t.Sequence[t.Any]) -> None:
+            assert not desired
+
+        def shutdown(self, timeout: float) -> bool:
+            return True
+
     for act in (
         lambda: _stack_apply.present(options(tmp_path, entry("a")), False),
         lambda: _stack_apply.absent(options(tmp_path), False),
