@@ -43,6 +43,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "container_gpu_driver": {"type": "str", "choices": ["nvidia", "cdi"], "default": "nvidia"},
     "container_ulimits": {"type": "dict", "default": ULIMITS},
     "container_logging": {"type": "dict", "default": LOGGING},
+    "container_limits": {"type": "dict", "default": {}},
     "fail_on_errors": {"type": "bool", "default": True},
 }
 

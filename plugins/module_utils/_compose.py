@@ -49,6 +49,7 @@ class Container:
     gpu_driver: str = "nvidia"
     ulimits: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(ULIMITS))
     logging: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(LOGGING))
+    limits: t.Mapping[str, t.Any] = field(default_factory=dict)
 
 
 def project_name(root: str) -> str:
@@ -69,13 +70,22 @@ def published_address(address: str) -> str:
     return "" if address in ("", "::", "0.0.0.0") else str(ipaddress.ip_address(address))
 
 
+def resources(gpus: t.Sequence[t.Mapping[str, t.Any]], choices: Container) -> dict[str, t.Any]:
+    """GPUs and limits; empty where there are neither."""
+    found: dict[str, t.Any] = {}
+    if choices.limits:
+        found["limits"] = {key: str(value) for key, value in choices.limits.items()}
+    if gpus:
+        found["reservations"] = {"devices": [devices(gpus, choices.gpu_driver)]}
+    return found
+
+
 def devices(gpus: t.Sequence[t.Mapping[str, t.Any]], driver: str) -> dict[str, t.Any]:
     """A reservation of exactly these GPUs. Docker gives ``count: n`` the first n, whoever holds them already."""
     identifiers = [str(gpu["uuid"]) for gpu in gpus]
     if driver == "cdi":
         identifiers = [f"nvidia.com/gpu={uuid}" for uuid in identifiers]
-    request = {"driver": driver, "device_ids": identifiers, "capabilities": ["gpu"]}
-    return {"resources": {"reservations": {"devices": [request]}}}
+    return {"driver": driver, "device_ids": identifiers, "capabilities": ["gpu"]}
 
 
 def definition(service: t.Mapping[str, t.Any], image: str, root: str, choices: Container) -> dict[str, t.Any]:
@@ -122,8 +132,9 @@ def definition(service: t.Mapping[str, t.Any], image: str, root: str, choices: C
     }
     if service["secrets"]:
         result["secrets"] = [{"source": name, "target": SECRET_TARGET}]
-    if service["gpus"]:
-        result["deploy"] = devices(service["gpus"], choices.gpu_driver)
+    asked = resources(service["gpus"], choices)
+    if asked:
+        result["deploy"] = {"resources": asked}
     return result
 
 

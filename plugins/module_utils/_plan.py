@@ -68,6 +68,7 @@ class Settings:
     container_gpu_driver: str = "nvidia"
     container_ulimits: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.ULIMITS))
     container_logging: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.LOGGING))
+    container_limits: t.Mapping[str, t.Any] = field(default_factory=dict)
 
     def container(self, shm_size: str = "") -> _compose.Container:
         return _compose.Container(
@@ -77,6 +78,7 @@ class Settings:
             gpu_driver=self.container_gpu_driver,
             ulimits=self.container_ulimits,
             logging=self.container_logging,
+            limits=self.container_limits,
         )
 
 

@@ -94,7 +94,8 @@ def plan_document(options: Options, desired: t.Sequence[Desired]) -> dict[str, t
     plan = {
         "runtime": resolve_runtime(options.runtime),
         "engine": dict(options.engine),
-        "images": [dict(image) for image in options.images],
+        # Not what was done about them: a pull is no other plan.
+        "images": [{key: image.get(key) for key in ("image", "pinned", "id")} for image in options.images],
         "artifacts": [dict(artifact) for artifact in options.artifacts],
         "services": [{**item.service, "digest": item.digest} for item in desired],
     }

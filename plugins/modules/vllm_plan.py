@@ -158,6 +158,13 @@ options:
       - The logging driver of the containers and its options, as Compose has them.
     type: dict
     default: {driver: json-file, options: {max-size: 50m, max-file: "5"}}
+  container_limits:
+    description:
+      - The most that one container may take of the host, as C(deploy.resources.limits) of Compose has it, with
+        C(memory), C(cpus) and C(pids). Without it there is no limit, since a model's need of memory while it loads is
+        the model's, and a limit below it ends the engine.
+    type: dict
+    default: {}
   fail_on_errors:
     description:
       - Whether findings of severity C(error) fail the task.
@@ -221,6 +228,7 @@ EXAMPLES = r"""
     container_gpu_driver: nvidia
     container_ulimits: {nofile: {soft: 65535, hard: 1048576}, memlock: -1}
     container_logging: {driver: local}
+    container_limits: {memory: 200g}
     services:
       - name: qwen-vl
         model: Qwen/Qwen2.5-VL-7B-Instruct

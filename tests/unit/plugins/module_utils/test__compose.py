@@ -45,6 +45,13 @@ def test_gpus_are_named_by_uuid_and_never_counted() -> None:
     assert "deploy" not in define(gpus=[])
 
 
+def test_limits_are_compose_s() -> None:
+    assert define(Container(limits={"memory": "64g", "cpus": 8}), gpus=[])["deploy"] == {
+        "resources": {"limits": {"memory": "64g", "cpus": "8"}}
+    }
+    assert set(define(Container(limits={"pids": 4096}))["deploy"]["resources"]) == {"limits", "reservations"}
+
+
 def test_a_container_is_hardened_and_patient() -> None:
     made = define()
     assert made["user"] == "2000:0"
