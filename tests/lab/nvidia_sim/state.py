@@ -1,0 +1,525 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The GPUs of a host: a small file that a person writes, expanded into the one state that every tool shows.
+
+:func:`expand` is pure. nvidia-smi, the NVML library, the hook and the CDI generator all start from its result, so they
+cannot contradict each other; each starts anew at every call, so a fault written into the file shows in the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import typing as t
+import uuid
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+
+Data = dict[str, t.Any]
+
+TYPES = Path(__file__).with_name("types")
+KEYS = (
+    "model",
+    "count",
+    "driver",
+    "cuda",
+    "kernel_module",
+    "toolkit",
+    "cdi",
+    "hostname",
+    "gpus",
+    "processes",
+    "faults",
+)
+FAULTS = {
+    "driver_library_mismatch": "true, or the version of the loaded kernel module",
+    "no_driver": "true",
+    "hang": "true",
+    "missing_toolkit": "true",
+    "stale_cdi": "true, or the driver version that the specification was made for",
+    "fallen_off_bus": "GPU or list of GPUs: counted, but not to be opened",
+    "missing_gpu": "GPU or list of GPUs: not there since the last boot",
+    "ecc_pending": "GPU or list of GPUs: an uncorrected error, and the repair of its memory waits for a reset",
+    "ecc_uncorrected": "{gpu, count} or a list of them",
+    "remapped_pending": "GPU or list of GPUs",
+    "remapped_failure": "GPU or list of GPUs",
+    "retired_pending": "GPU or list of GPUs",
+    "foreign_process": "{gpu, pid, name, memory_mib} or a list of them",
+    "xid": "{gpu, code, time, message} or a list of them; time (ISO 8601) and message may be left out",
+}
+# What an entry of "gpus" may say beside the keys of a type file.
+OWN_KEYS = frozenset({"model", "uuid", "serial", "pci_bus_id", "compute_mode", "utilization_percent"})
+_BUSES = ("19", "3B", "4C", "5D", "9B", "BB", "CB", "DB")
+_UUIDS = uuid.UUID("6f0c8a8e-7d57-5a5f-9a52-0a8f3a0d5e11")
+_MISMATCH, _NOT_LOADED = 18, 9
+
+
+class SimError(Exception):
+    """The data file cannot be used."""
+
+    def __init__(self, seen: str, expected: str, remedy: str) -> None:
+        super().__init__(f"{seen}; expected {expected}. Remedy: {remedy}.")
+
+
+@dataclass(frozen=True)
+class Process:
+    gpu: int
+    pid: int
+    name: str
+    memory_mib: int = 1024
+    type: str = "C"
+
+
+@dataclass(frozen=True)
+class Xid:
+    gpu: int
+    code: int
+    time: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """``memory_used_mib`` has the processes in it. A GPU that is ``lost`` is counted and answers nothing."""
+
+    index: int
+    model: str
+    uuid: str
+    serial: str | None
+    pci_bus_id: str
+    name: str
+    brand: str
+    architecture: str
+    compute_capability: str
+    vbios: str
+    pci_device_id: str
+    pci_subsystem_id: str
+    memory_total_mib: int
+    memory_reserved_mib: int
+    memory_used_mib: int
+    bar1_mib: int
+    pcie_gen: int
+    pcie_width: int
+    pcie_width_current: int
+    ecc: str | None
+    remapped_banks: int | None
+    retires_pages: bool
+    mig: str | None
+    fabric: bool
+    nvlinks: int
+    fan_percent: int | None
+    temperature_c: int
+    power_draw_w: float
+    power_limit_w: float
+    display_mode: str
+    persistence_mode: str
+    performance_state: str
+    clock_memory_mhz: int
+    clock_graphics_mhz: int
+    compute_mode: str = "Default"
+    utilization_percent: int = 0
+    ecc_uncorrected: int = 0
+    remapped_pending: bool = False
+    remapped_failure: bool = False
+    retired_pending: bool = False
+    lost: bool = False
+    processes: tuple[Process, ...] = ()
+
+    @property
+    def memory_free_mib(self) -> int:
+        return self.memory_total_mib - self.memory_reserved_mib - self.memory_used_mib
+
+
+@dataclass(frozen=True)
+class State:
+    """``error`` is NVML's return code where the driver cannot be used at all, else 0."""
+
+    hostname: str
+    driver: str
+    cuda: str
+    kernel_version: str
+    kernel_module: str
+    toolkit: str
+    gpus: tuple[Gpu, ...]
+    error: int = 0
+    hang: bool = False
+    missing_toolkit: bool = False
+    stale_cdi: str | None = None
+    write_cdi: bool = True
+    xids: tuple[Xid, ...] = ()
+
+    @property
+    def branch(self) -> int:
+        return int(self.driver.split(".")[0])
+
+    @property
+    def lost(self) -> list[Gpu]:
+        return [gpu for gpu in self.gpus if gpu.lost]
+
+
+def read(root: Path, hostname: str | None = None) -> State:
+    """The state of the host whose file system ``root`` is, as its file says now."""
+    path = data_path(root)
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SimError(
+            f"{path} cannot be read: {error}",
+            'a JSON object such as {"model": "h100-80gb", "count": 2}',
+            "write it, or name another file in GPUSIM_DATA",
+        ) from error
+    return expand(data, hostname or socket.gethostname())
+
+
+def data_path(root: Path) -> Path:
+    return Path(os.environ.get("GPUSIM_DATA") or root / "etc/gpusim/gpus.json")
+
+
+def types() -> list[str]:
+    return sorted(path.stem for path in TYPES.glob("*.json"))
+
+
+def expand(data: Data, hostname: str) -> State:
+    """The full state of a host from what its data file says. Raises SimError for what it cannot mean."""
+    if not isinstance(data, dict):
+        raise SimError(f"the data is {data!r}", "a JSON object", 'write {"model": "h100-80gb", "count": 2} or the like')
+    _only(data, KEYS, "the data file")
+    hostname = str(data.get("hostname") or hostname)
+    # GPU 0 is a fault too, and 0 equals False.
+    faults = {
+        name: value
+        for name, value in (data.get("faults") or {}).items()
+        if value not in (None, []) and value is not False
+    }
+    _only(faults, FAULTS, "faults")
+    driver = str(data.get("driver", "580.95.05"))
+    gpus = _faulty(_occupied(_gpus(data, hostname), data, faults), faults)
+    mismatch = faults.get("driver_library_mismatch")
+    kernel = mismatch if isinstance(mismatch, str) else older(driver) if mismatch else driver
+    stale = faults.get("stale_cdi")
+    return State(
+        hostname=hostname,
+        driver=driver,
+        cuda=str(data.get("cuda", "13.0")),
+        kernel_version=kernel,
+        kernel_module=str(data.get("kernel_module", "open")),
+        toolkit=str(data.get("toolkit", "1.17.8")),
+        gpus=_renumbered(gpus, _chosen(faults, "missing_gpu", len(gpus))),
+        error=_NOT_LOADED if faults.get("no_driver") else _MISMATCH if mismatch else 0,
+        hang=bool(faults.get("hang")),
+        missing_toolkit=bool(faults.get("missing_toolkit")),
+        stale_cdi=stale if isinstance(stale, str) else older(driver) if stale else None,
+        write_cdi=bool(data.get("cdi", True)),
+        xids=tuple(Xid(**item) for item in _items(faults, "xid", Xid, len(gpus))),
+    )
+
+
+def older(driver: str) -> str:
+    """A version of an older branch."""
+    branch, _dot, rest = driver.partition(".")
+    return f"{int(branch) - 5}.{rest}"
+
+
+def _only(data: Data, known: t.Collection[str], where: str) -> None:
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise SimError(f"{where} has {', '.join(unknown)}", f"only {', '.join(sorted(known))}", "correct the name")
+
+
+def _type(model: str) -> dict[str, t.Any]:
+    if model not in types():
+        raise SimError(f"model is {model!r}", f"one of {', '.join(types())}", "correct it, or add a file to types/")
+    loaded: dict[str, t.Any] = json.loads((TYPES / f"{model}.json").read_text())
+    return loaded
+
+
+def _gpus(data: Data, hostname: str) -> list[Gpu]:
+    own = data.get("gpus") or []
+    count = int(data.get("count", len(own)))
+    if count < len(own):
+        raise SimError(f"count is {count} and gpus has {len(own)} entries", "no more entries than GPUs", "raise count")
+    return [_gpu(index, own[index] if index < len(own) else {}, data, hostname) for index in range(count)]
+
+
+def _gpu(index: int, own: Data, data: Data, hostname: str) -> Gpu:
+    model = str(own.get("model") or data.get("model"))
+    values = _type(model)
+    _only(own, OWN_KEYS | set(values), f"entry {index} of gpus")
+    identity = uuid.uuid5(_UUIDS, f"{hostname}/{index}")
+    bus = _BUSES[index] if index < len(_BUSES) else f"{0xE0 + index - len(_BUSES):02X}"
+    generated = {
+        "model": model,
+        "uuid": f"GPU-{identity}",
+        "serial": f"1{identity.int % 10**12:012d}" if values.pop("has_serial") else None,
+        "pci_bus_id": f"00000000:{bus}:00.0",
+    }
+    return Gpu(index=index, **{**values, **generated, **own})
+
+
+def _items(faults: Data, name: str, kind: type[t.Any], count: int) -> list[dict[str, t.Any]]:
+    value = faults.get(name) or []
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        needed = {field.name for field in fields(kind) if field.default is MISSING}
+        if not isinstance(item, dict) or not needed <= set(item):
+            raise SimError(
+                f"{name} is {value!r}", f"a mapping with {', '.join(sorted(needed))}, or a list", "correct it"
+            )
+        _only(item, {field.name for field in fields(kind)}, name)
+        _in_range(item["gpu"], count, name)
+    return items
+
+
+def _chosen(faults: Data, name: str, count: int) -> set[int]:
+    value = faults.get(name, [])
+    numbers = value if isinstance(value, list) else [value]
+    for number in numbers:
+        _in_range(number, count, name)
+    return set(numbers)
+
+
+def _in_range(number: object, count: int, name: str) -> None:
+    if type(number) is not int or not 0 <= number < count:
+        raise SimError(f"{name} names GPU {number!r}", f"an index below {count}", "correct it, or raise count")
+
+
+def _occupied(gpus: list[Gpu], data: Data, faults: Data) -> list[Gpu]:
+    wanted = [*_items(data, "processes", Process, len(gpus)), *_items(faults, "foreign_process", Process, len(gpus))]
+    processes = [Process(**item) for item in wanted]
+    return [_with_processes(gpu, tuple(item for item in processes if item.gpu == gpu.index)) for gpu in gpus]
+
+
+def _with_processes(gpu: Gpu, processes: tuple[Process, ...]) -> Gpu:
+    used = gpu.memory_used_mib + sum(process.memory_mib for process in processes)
+    full = replace(gpu, memory_used_mib=used, processes=processes)
+    if full.memory_free_mib < 0:
+        raise SimError(
+            f"GPU {gpu.index} has {used} MiB in use",
+            f"at most {gpu.memory_total_mib - gpu.memory_reserved_mib} MiB",
+            "lower memory_mib of its processes",
+        )
+    return full
+
+
+def _faulty(gpus: list[Gpu], faults: Data) -> list[Gpu]:
+    count = len(gpus)
+    chosen = {name: _chosen(faults, name, count) for name in _GPU_FAULTS}
+    errors = {item["gpu"]: item.get("count", 1) for item in _items(faults, "ecc_uncorrected", _EccUncorrected, count)}
+    return [_with_faults(gpu, {name for name in _GPU_FAULTS if gpu.index in chosen[name]}, errors) for gpu in gpus]
+
+
+_GPU_FAULTS = ("fallen_off_bus", "ecc_pending", "remapped_pending", "remapped_failure", "retired_pending")
+
+
+@dataclass(frozen=True)
+class _EccUncorrected:
+    gpu: int
+    count: int = 1
+
+
+def _with_faults(gpu: Gpu, faults: set[str], errors: dict[int, int]) -> Gpu:
+    repair = "ecc_pending" in faults
+    if (repair or gpu.index in errors) and gpu.ecc != "Enabled":
+        raise _impossible(gpu, "counts no ECC errors")
+    if faults & {"remapped_pending", "remapped_failure"} and gpu.remapped_banks is None:
+        raise _impossible(gpu, "remaps no rows")
+    if "retired_pending" in faults and not gpu.retires_pages:
+        raise _impossible(gpu, "retires no pages")
+    return replace(
+        gpu,
+        lost="fallen_off_bus" in faults,
+        ecc_uncorrected=errors.get(gpu.index, 1 if repair else 0),
+        remapped_pending="remapped_pending" in faults or (repair and gpu.remapped_banks is not None),
+        remapped_failure="remapped_failure" in faults,
+        retired_pending="retired_pending" in faults or (repair and gpu.retires_pages),
+    )
+
+
+def _impossible(gpu: Gpu, what: str) -> SimError:
+    return SimError(
+        f"GPU {gpu.index} is a {gpu.model}, which {what}", "a fault that it can have", "choose another fault"
+    )
+
+
+def _renumbered(gpus: list[Gpu], missing: set[int]) -> tuple[Gpu, ...]:
+    # The driver numbers the cards that it finds, so those behind a missing one move up.
+    left = [gpu for gpu in gpus if gpu.index not in missing]
+    return tuple(replace(gpu, index=index) for index, gpu in enumerate(left))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The state as other programs read it
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def as_json(state: State) -> str:
+    return json.dumps(asdict(state), indent=2) + "\n"
+
+
+def cuda_number(cuda: str) -> int:
+    major, _dot, minor = cuda.partition(".")
+    return int(major) * 1000 + int(minor or 0) * 10
+
+
+def flat(state: State) -> str:
+    """``key=value`` lines for the NVML library, which leaves out what a GPU does not have."""
+    lines = {
+        "error": state.error,
+        "hang": int(state.hang),
+        "driver": state.driver,
+        "nvml": f"{state.cuda.split('.')[0]}.{state.driver}",
+        "cuda": cuda_number(state.cuda),
+        "gpus": len(state.gpus),
+    }
+    for gpu in state.gpus:
+        for key, value in _flat_gpu(gpu).items():
+            if value is not None:
+                lines[f"{gpu.index}.{key}"] = value
+    for process in (process for gpu in state.gpus for process in gpu.processes):
+        lines[f"process.{process.pid}"] = process.name
+    return "".join(f"{key}={str(value).splitlines()[0]}\n" for key, value in lines.items())
+
+
+_MIB = 2**20
+_COMPUTE_MODES = {"Default": 0, "Exclusive_Thread": 1, "Prohibited": 2, "Exclusive_Process": 3}
+_PROCESS_KINDS = ("C", "G")
+_ARCHITECTURES = {"Turing": 6, "Ampere": 7, "Ada Lovelace": 8, "Hopper": 9, "Blackwell": 10}
+
+
+def _flat_gpu(gpu: Gpu) -> dict[str, t.Any]:
+    if gpu.lost:
+        return {"uuid": gpu.uuid, "pci": gpu.pci_bus_id, "lost": 1}
+    ecc = gpu.ecc == "Enabled"
+    major, minor = gpu.compute_capability.split(".")
+    values: dict[str, t.Any] = {
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "serial": gpu.serial,
+        "pci": gpu.pci_bus_id,
+        "bus": int(gpu.pci_bus_id.split(":")[1], 16),
+        "pci_device_id": int(gpu.pci_device_id, 16),
+        "pci_subsystem_id": int(gpu.pci_subsystem_id, 16),
+        "vbios": gpu.vbios,
+        "architecture": _ARCHITECTURES.get(gpu.architecture),
+        "memory_total": gpu.memory_total_mib * _MIB,
+        "memory_reserved": gpu.memory_reserved_mib * _MIB,
+        "memory_used": gpu.memory_used_mib * _MIB,
+        "memory_free": gpu.memory_free_mib * _MIB,
+        "bar1_total": gpu.bar1_mib * _MIB,
+        "bar1_used": _MIB,
+        "capability_major": major,
+        "capability_minor": minor,
+        "compute_mode": _COMPUTE_MODES[gpu.compute_mode],
+        "persistence": int(gpu.persistence_mode == "Enabled"),
+        "display_mode": int(gpu.display_mode == "Enabled"),
+        "performance_state": gpu.performance_state.lstrip("P"),
+        "mig": None if gpu.mig is None else int(gpu.mig == "Enabled"),
+        "ecc": None if gpu.ecc is None else int(ecc),
+        "ecc_corrected": 0 if ecc else None,
+        "ecc_uncorrected": gpu.ecc_uncorrected if ecc else None,
+        "remapped": None if gpu.remapped_banks is None else int(gpu.remapped_pending or gpu.remapped_failure),
+        "remapped_pending": int(gpu.remapped_pending),
+        "remapped_failure": int(gpu.remapped_failure),
+        "retired_pending": int(gpu.retired_pending) if gpu.retires_pages else None,
+        "pcie_gen": gpu.pcie_gen,
+        "pcie_width": gpu.pcie_width,
+        "pcie_width_current": gpu.pcie_width_current,
+        "temperature": gpu.temperature_c,
+        "power_draw": round(gpu.power_draw_w * 1000),
+        "power_limit": round(gpu.power_limit_w * 1000),
+        "fan": gpu.fan_percent,
+        "utilization": gpu.utilization_percent,
+        "utilization_memory": gpu.utilization_percent // 2,
+        "fabric": 3 if gpu.fabric else 0,
+    }
+    for kind in _PROCESS_KINDS:
+        for number, process in enumerate(item for item in gpu.processes if kind in item.type.split("+")):
+            values[f"{kind}.{number}.pid"] = process.pid
+            values[f"{kind}.{number}.memory"] = process.memory_mib * _MIB
+    return values
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The kernel's side
+# --------------------------------------------------------------------------------------------------------------------
+
+_XID_MESSAGES = {
+    13: "Graphics SM Warp Exception on (GPC 0, TPC 0, SM 0): Out Of Range Address",
+    31: "Ch 00000008, intr 00000000. MMU Fault: ENGINE GRAPHICS GPCCLIENT_T1_0 faulted @ 0x7f1d_40000000",
+    43: "Ch 00000008, engmask 00000101",
+    48: "DBE (double bit error) ECC Error has occurred on GPU",
+    63: "Row Remapper: New row marked for remapping, reset gpu to activate.",
+    64: "Row Remapper: Failed to remap a row.",
+    74: "NVLink: fatal error detected on link 0",
+    79: "GPU has fallen off the bus.",
+    94: "Contained: SM (0x1). RST: No, D-RST: No",
+    95: "Uncontained: LTC FBHUB (0x2). RST: Yes, D-RST: No",
+    119: "Timeout after 6s of waiting for RPC response from GPU0 GSP! Expected function 76",
+}
+
+
+class Logged(t.NamedTuple):
+    """A line of the kernel's log; ``time`` is ISO 8601, or None for the time of the boot."""
+
+    time: str | None
+    text: str
+
+
+def kernel_log(state: State) -> list[Logged]:
+    """What the NVIDIA module would have written to the kernel's log."""
+    if state.error == _NOT_LOADED:
+        return []
+    flavour = "Open Kernel Module" if state.kernel_module == "open" else "Kernel Module"
+    lines = [Logged(None, f"NVRM: loading NVIDIA UNIX {flavour} for x86_64  {state.kernel_version}  Release Build")]
+    if state.error == _MISMATCH:
+        lines.append(
+            Logged(
+                None,
+                f"NVRM: API mismatch: the client has the version {state.driver}, but\n"
+                f"NVRM: this kernel module has the version {state.kernel_version}.  Please\n"
+                "NVRM: make sure that this kernel module and all NVIDIA driver\n"
+                "NVRM: components have the same version.",
+            )
+        )
+    own = {xid.gpu for xid in state.xids if xid.code == 79}
+    lost = [Xid(gpu.index, 79) for gpu in state.lost if gpu.index not in own]
+    return lines + [_xid_line(state, xid) for xid in (*state.xids, *lost)]
+
+
+def _xid_line(state: State, xid: Xid) -> Logged:
+    bus = next((gpu.pci_bus_id[4:-2] for gpu in state.gpus if gpu.index == xid.gpu), "0000:00:00")
+    message = xid.message or _XID_MESSAGES.get(xid.code, "Unknown error")
+    return Logged(xid.time, f"NVRM: Xid (PCI:{bus}): {xid.code}, pid='<unknown>', name=<unknown>, {message}")
+
+
+def proc_files(state: State) -> dict[str, str]:
+    """The files below /proc/driver/nvidia, none where the module is not loaded."""
+    if state.error == _NOT_LOADED:
+        return {}
+    flavour = "Open Kernel Module for x86_64" if state.kernel_module == "open" else "x86_64 Kernel Module"
+    version = (
+        f"NVRM version: NVIDIA UNIX {flavour}  {state.kernel_version}  Release Build  (dvs-builder@lab)\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
+    )
+    files = {"version": version}
+    for gpu in state.gpus:
+        files[f"gpus/{gpu.pci_bus_id[4:].lower()}/information"] = (
+            f"Model: \t\t {gpu.name}\nIRQ:   \t\t {200 + gpu.index}\nGPU UUID: \t {gpu.uuid}\n"
+            f"Video BIOS: \t {gpu.vbios}\nBus Type: \t PCIe\nDMA Size: \t 52 bits\n"
+            f"Bus Location: \t {gpu.pci_bus_id[4:].lower()}\nDevice Minor: \t {gpu.index}\n"
+        )
+    return files
+
+
+def pci_files(state: State) -> dict[str, str]:
+    """The files below /sys/bus/pci/devices: a card is on the bus without a driver too."""
+    files: dict[str, str] = {}
+    for gpu in state.gpus:
+        place = gpu.pci_bus_id[4:].lower()
+        files[f"{place}/vendor"] = "0x10de\n"
+        files[f"{place}/device"] = f"0x{gpu.pci_device_id[:4].lower()}\n"
+        files[f"{place}/class"] = "0x030000\n" if gpu.brand == "GeForce" else "0x030200\n"
+    return files
