@@ -57,6 +57,9 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        if options["facts"].get("unreachable"):
+            result.update(changed=False, failed=True, msg="The host was not reached, so nothing is planned or changed.")
+            return result
         settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
         plan = make_plan(options["services"], settings, options["facts"])
         result.update(changed=False, plan=plan)

@@ -8,16 +8,21 @@ import sys
 import time
 import typing as t
 
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_run import argument_spec, endpoints_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import unreachable_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils._wait import Watch, not_ready, progress_line, wrong_answers
 
 display = Display()
 
 # A person watches a terminal; a log is read later.
 PROGRESS_SECONDS = 5.0 if sys.stdout.isatty() else 20.0
+# A load takes minutes, in which a connection may break; the engine does not mind, and nothing is asked twice.
+RECONNECT_SECONDS = 60.0
+RETRY_SECONDS = 5.0
 
 
 class ModuleFailed(Exception):
@@ -26,6 +31,10 @@ class ModuleFailed(Exception):
     def __init__(self, result: dict[str, t.Any]) -> None:
         super().__init__(result.get("msg"))
         self.result = result
+
+
+class ConnectionLost(Exception):
+    """The host was not reached for so long that it is given up."""
 
 
 class ActionModule(ActionBase):
@@ -58,17 +67,35 @@ class ActionModule(ActionBase):
         except ModuleFailed as exc:
             result.update(exc.result)
             return result
+        except ConnectionLost as exc:
+            # Failed, not unreachable: only so is a host rescued, and its part of the summary written.
+            result.update(failed=True, msg=unreachable_text(str(exc)), connection_lost=str(exc))
+            return result
         result["reports"] = answer["reports"]
         if not answer["ok"]:
             result.update(failed=True, msg=wrong_answers(answer["reports"]))
         return result
 
     def _slice(self, options: dict[str, t.Any], task_vars: dict[str, t.Any], phase: str) -> dict[str, t.Any]:
-        answer: dict[str, t.Any] = self._execute_module(
-            module_name="gpufleet.vllm.vllm_probe",
-            module_args={**options, "phase": phase},
-            task_vars=task_vars,
-        )
+        """One module call; where the connection is lost, the same again until it is back."""
+        lost_since: float | None = None
+        while True:
+            try:
+                answer: dict[str, t.Any] = self._execute_module(
+                    module_name="gpufleet.vllm.vllm_probe",
+                    module_args={**options, "phase": phase},
+                    task_vars=task_vars,
+                )
+                break
+            except AnsibleConnectionFailure as exc:
+                now = time.monotonic()
+                if lost_since is None:
+                    lost_since = now
+                    host = task_vars.get("inventory_hostname", "")
+                    display.display(f"[{host}] no connection, trying again for {RECONNECT_SECONDS:.0f} s: {exc}")
+                if now - lost_since >= RECONNECT_SECONDS:
+                    raise ConnectionLost(f"{exc} (for {now - lost_since:.0f} s)") from None
+                time.sleep(RETRY_SECONDS)
         if answer.get("failed") or answer.get("unreachable"):
             raise ModuleFailed(answer)
         return answer

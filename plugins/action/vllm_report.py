@@ -6,22 +6,32 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import typing as t
+from datetime import UTC, datetime
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import all_well, as_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import all_well, as_parts, document
 
 display = Display()
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "title": {"type": "str", "default": "vLLM fleet"},
     "hosts": {"type": "dict", "required": True},
+    "lost": {"type": "list", "elements": "str", "default": []},
     "following": {"type": "dict", "default": {}},
+    "layout": {"type": "str", "choices": ["auto", "blocks", "table"], "default": "auto"},
     "path": {"type": "path", "default": ""},
 }
+NARROWEST = 80
+
+
+def width() -> int:
+    """Of the terminal, or of the COLUMNS of a log; 120 where nothing says it."""
+    return max(NARROWEST, shutil.get_terminal_size((120, 24)).columns)
 
 
 class ActionModule(ActionBase):
@@ -33,15 +43,21 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
-        hosts, well = options["hosts"], all_well(options["hosts"])
+        hosts = {**options["hosts"], **{name: {"unreachable": True} for name in options["lost"]}}
+        well = all_well(hosts)
+        parts = as_parts(options["title"], hosts, options["following"], options["layout"], width())
         # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
-        display.display("\n" + as_text(options["title"], hosts, options["following"]), color="green" if well else "red")
+        display.display("")
+        for text, colour in parts:
+            display.display(text, color=colour)
+        result.update(changed=False, ok=well)
         if options["path"]:
             path = os.path.abspath(options["path"])
-            document = {"title": options["title"], "ok": well, "hosts": hosts}
+            finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            data = document(options["title"], hosts, finished)
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                write_file(path, json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
+                write_file(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
             except OSError as exc:
                 error = FleetError(
                     "report.not_written",
@@ -49,7 +65,5 @@ class ActionModule(ActionBase):
                     "a file that the controller's user may write",
                     "set vllm_report_path to another, or leave it empty",
                 )
-                result.update(failed=True, ok=well, msg=str(error), **error.as_result())
-                return result
-        result.update(changed=False, ok=well)
+                result.update(failed=True, msg=str(error), **error.as_result())
         return result

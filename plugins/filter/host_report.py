@@ -35,12 +35,19 @@ options:
     description: Why the host failed; empty if it did not.
     type: str
     default: ""
+  steps:
+    description:
+      - The registered results of the tasks that need the host, in their order. If one of them did not reach it, the
+        report says so instead of O(failure), which is only what came of it.
+    type: list
+    elements: dict
+    default: []
 """
 
 EXAMPLES = r"""
 - name: Keep what this host did for the summary
   ansible.builtin.set_fact:
-    report: "{{ vllm_plan | gpufleet.vllm.host_report(artifacts=fetched.results, reports=probed.reports) }}"
+    report: "{{ vllm_plan | gpufleet.vllm.host_report(reports=probed.reports | default([]), steps=[facts, probed]) }}"
 """
 
 RETURN = r"""
@@ -60,8 +67,9 @@ def host_report(
     reports: t.Sequence[t.Mapping[str, t.Any]] = (),
     states: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
     failure: str = "",
+    steps: t.Sequence[t.Mapping[str, t.Any]] = (),
 ) -> dict[str, t.Any]:
-    return _summary.host_report(plan or {}, artifacts, reports, states, failure)
+    return _summary.host_report(plan or {}, artifacts, reports, states, failure, steps)
 
 
 class FilterModule:

@@ -44,6 +44,16 @@ EMBEDDING_TEXTS = (
     "A kitten naps on the couch.",
     "The central bank raised interest rates.",
 )
+EMBEDDING_EXPECT = "the first two closer than the first and the third"
+# Where each kind of question goes.
+ROUTES = {
+    "chat": "/v1/chat/completions",
+    "completion": "/v1/completions",
+    "vision": "/v1/chat/completions",
+    "transcription": "/v1/audio/transcriptions",
+    "embedding": "/v1/embeddings",
+}
+WRONG_KEY = "wrong-on-purpose"
 POLL_SECONDS = 0.5
 
 
@@ -72,6 +82,7 @@ class Result:
     reason: str = ""
     seconds: float = 0.0
     first_token_seconds: float | None = None
+    silent: bool = False
 
     def as_dict(self) -> dict[str, t.Any]:
         return {
@@ -204,14 +215,26 @@ def interrogate(endpoint: Endpoint) -> Report:
     engine = Engine(endpoint.url, endpoint.api_key, endpoint.request_timeout)
     report = Report(endpoint.name, endpoint.url)
     report.results.append(_timed(_check_models, engine, endpoint, report))
+    probes, failure = _probes(engine, endpoint) if report.results[0].ok else ([], None)
     if endpoint.api_key:
-        report.results.append(_timed(_check_key, engine))
-    if report.results[0].ok:
-        probes, failure = _probes(engine, endpoint)
-        report.results += [failure] if failure else []
-        report.results += [_timed(_ASK[str(probe["kind"])], engine, endpoint, probe) for probe in probes]
+        report.results.append(_timed(_check_key, engine, [str(probe["kind"]) for probe in probes]))
+    report.results += [failure] if failure else []
+    for probe in probes:
+        report.results += _asked(engine, endpoint, probe)
     report.ok = all(result.ok for result in report.results)
     return report
+
+
+def _asked(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> list[Result]:
+    """One result, or two for a chat: it is asked in one piece and as a stream, since many clients do only one of them.
+
+    The stream comes second: the first request to an engine may take longer than all that follow, and the time to the
+    first token should be that of the service. An engine that is silent is not waited for twice.
+    """
+    result = _timed(_ASK[str(probe["kind"])], engine, endpoint, probe)
+    if result.kind != "chat" or result.silent:
+        return [result]
+    return [result, _timed(_ask_stream, engine, endpoint, probe)]
 
 
 def _timed(ask: t.Callable[..., Result], *arguments: t.Any) -> Result:
@@ -262,20 +285,37 @@ def _check_models(engine: Engine, endpoint: Endpoint, report: Report) -> Result:
     return result
 
 
-def _check_key(engine: Engine) -> Result:
-    """Without a key and with a wrong one the engine must refuse."""
-    result = Result("key", "GET /v1/models without the key, and with a wrong one", "401")
+def _check_key(engine: Engine, kinds: t.Sequence[str]) -> Result:
+    """Without a key and with a wrong one the engine must refuse, also where it works: the routes of its probes.
+
+    Those are sent an empty question. A guarded engine refuses before it looks, an open one refuses the question itself.
+    """
+    doors: list[tuple[str, str]] = [("GET", "/v1/models")]
+    doors += [("POST", route) for route in dict.fromkeys(ROUTES[kind] for kind in kinds)]
+    asked = ", ".join(f"{method} {route}" for method, route in doors)
+    result = Result("key", f"{asked}: without the key, and with a wrong one", "401")
+    wrong = []
     try:
-        seen = [engine.get("/v1/models", key=key).status for key in ("", "wrong-on-purpose")]
+        for method, route in doors:
+            for words, key in (("without the key", ""), ("with a wrong key", WRONG_KEY)):
+                send = engine.get(route, key=key) if method == "GET" else engine.post(route, {}, key=key)
+                if send.status != 401:
+                    wrong.append((f"{method} {route} answered {send.status} {words}", send.status))
     except EngineError as exc:
         result.reason = str(exc)
         return result
-    result.answered = ", ".join(str(status) for status in seen)
-    result.ok = seen == [401, 401]
-    if not result.ok:
-        open_door = any(status < 400 for status in seen)
-        result.reason = "the engine answers without its API key" if open_door else f"answered {result.answered}"
+    result.answered = "; ".join(text for text, _status in wrong) or "401"
+    result.ok = not wrong
+    if wrong:
+        # 4xx other than these: it judged the question, so it had let it in.
+        let_in = any(status < 500 and status not in (403, 407) for _text, status in wrong)
+        result.reason = ("the engine lets requests in without its API key: " if let_in else "") + result.answered
     return result
+
+
+def _expected(probe: t.Mapping[str, t.Any], built_in: str) -> str:
+    """The user's pattern; else the one that belongs to the built-in prompt; else any words will do."""
+    return str(probe.get("expect") or ("" if probe.get("prompt") else built_in))
 
 
 def judge(result: Result, text: str) -> Result:
@@ -300,20 +340,28 @@ def _chat_body(endpoint: Endpoint, content: t.Any, probe: t.Mapping[str, t.Any])
 
 def _ask_chat(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
     prompt = str(probe.get("prompt") or CHAT_PROMPT)
-    result = Result(
-        "chat",
-        prompt,
-        str(probe.get("expect") or ("" if probe.get("prompt") else CHAT_EXPECT)),
-    )
+    result = Result("chat", prompt, _expected(probe, CHAT_EXPECT))
+    try:
+        answer = engine.post("/v1/chat/completions", _chat_body(endpoint, prompt, probe))
+    except EngineUnreachable as exc:
+        result.reason = f"/health is good, but a chat request failed: {exc}"
+        result.silent = True
+        return result
+    if answer.status != 200 and endpoint.probes is None and "chat template" in error_message(answer):
+        # A base model: the engine offers the chat route, but the model has no template to chat with.
+        return _ask_completion(engine, endpoint, {})
+    return _judge_answer(lambda: answer, result, lambda value: spoken(value["choices"][0]["message"]))
+
+
+def _ask_stream(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
+    prompt = str(probe.get("prompt") or CHAT_PROMPT)
+    result = Result("stream", prompt, _expected(probe, CHAT_EXPECT))
     try:
         streamed = engine.stream_chat(_chat_body(endpoint, prompt, probe))
     except EngineUnreachable as exc:
-        result.reason = f"/health is good, but a chat request failed: {exc}"
+        result.reason = f"/health is good, but a streamed chat failed: {exc}"
         return result
     except EngineError as exc:
-        if endpoint.probes is None and "chat template" in str(exc):
-            # A base model: the engine offers the chat route, but the model has no template to chat with.
-            return _ask_completion(engine, endpoint, {})
         result.reason = str(exc)
         return result
     result.first_token_seconds = streamed.first_token_seconds
@@ -322,11 +370,7 @@ def _ask_chat(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) 
 
 def _ask_completion(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
     prompt = str(probe.get("prompt") or COMPLETION_PROMPT)
-    result = Result(
-        "completion",
-        prompt,
-        str(probe.get("expect") or ("" if probe.get("prompt") else CHAT_EXPECT)),
-    )
+    result = Result("completion", prompt, _expected(probe, CHAT_EXPECT))
     body = {
         "model": endpoint.served_model_name,
         "prompt": prompt,
@@ -345,7 +389,7 @@ def _ask_completion(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.
 
 def _ask_vision(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
     prompt = str(probe.get("prompt") or VISION_PROMPT)
-    result = Result("vision", f"{prompt} [red square]", str(probe.get("expect") or VISION_EXPECT))
+    result = Result("vision", f"{prompt} [red square]", _expected(probe, VISION_EXPECT))
     url = "data:image/png;base64," + base64.b64encode(png(112, (255, 0, 0))).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url}},
@@ -376,13 +420,13 @@ def _ask_transcription(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str,
     return _judge_answer(send, result, lambda value: str(value["text"] or ""))
 
 
-def _ask_embedding(engine: Engine, endpoint: Endpoint, _probe: t.Mapping[str, t.Any]) -> Result:
-    """Two sentences of one meaning must lie closer than two of different meanings."""
-    result = Result(
-        "embedding",
-        " | ".join(EMBEDDING_TEXTS),
-        "the first two closer than the first and the third",
-    )
+def _ask_embedding(engine: Engine, endpoint: Endpoint, probe: t.Mapping[str, t.Any]) -> Result:
+    """Two sentences of one meaning must lie closer than two of different meanings.
+
+    A pattern of the user's own is searched in the line that tells the dimensions and the distances instead.
+    """
+    pattern = str(probe.get("expect") or "")
+    result = Result("embedding", " | ".join(EMBEDDING_TEXTS), pattern or EMBEDDING_EXPECT)
     body = {
         "model": endpoint.served_model_name,
         "input": list(EMBEDDING_TEXTS),
@@ -405,7 +449,10 @@ def _ask_embedding(engine: Engine, endpoint: Endpoint, _probe: t.Mapping[str, t.
     except (KeyError, TypeError, ValueError, OverflowError):
         result.reason = "/v1/embeddings answered in a shape that is not OpenAI's"
         return result
-    result.answered = f"{len(first)} dimensions, cosine {near:.3f} and {far:.3f}"
+    answered = f"{len(first)} dimensions, cosine {near:.3f} and {far:.3f}"
+    if pattern:
+        return judge(result, answered)
+    result.answered = answered
     result.ok = near > far
     result.reason = "" if result.ok else "the vectors do not carry the meaning of the sentences"
     return result

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe import Endpoint, interrogate, wait_for_health
-from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import absolute_root, make_backend
+from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import RUNTIMES, absolute_root, make_backend
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE, PROBE_KINDS
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout, Status
 
@@ -32,7 +32,7 @@ def argument_spec() -> dict[str, t.Any]:
         "endpoints": {"type": "list", "elements": "dict", "required": True},
         "secrets": {"type": "dict", "default": {}, "no_log": True},
         "root": {"type": "path", "default": "/var/lib/gpufleet-vllm"},
-        "runtime": {"type": "str", "choices": ["auto", "systemd", "supervisor", NO_RUNTIME], "default": "auto"},
+        "runtime": {"type": "str", "choices": [*RUNTIMES, NO_RUNTIME], "default": "auto"},
         "timeout": {"type": "int", "default": 1800},
         "request_timeout": {"type": "int", "default": 120},
         "max_restarts": {"type": "int", "default": 1},

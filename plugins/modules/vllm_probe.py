@@ -14,12 +14,17 @@ author:
   - gpufleet.vllm contributors (@gpufleet)
 description:
   - Waits until C(/health) of every endpoint answers 200, with progress on the controller's terminal.
-  - Then checks C(/v1/models), that a service with an API key refuses requests without it and with a wrong one, and
-    sends a real request for what the model can do. That is a streamed chat, a chat about an image, the transcription
-    of a spoken clip, embeddings, or a completion. The answers are checked, not only their status.
+  - Then checks C(/v1/models), and sends a real request for what the model can do. That is a chat (in one piece and
+    as a stream), a chat about an image, the transcription of a spoken clip, embeddings, or a completion. The answers
+    are checked, not only their status.
+  - A service with an API key must answer 401 without it and with a wrong one, for its list of models as for the routes
+    of its probes. Those are sent an empty question, which costs nothing.
   - Only while it waits are connection errors retried. A service that dies meanwhile ends the wait, and so does its
     deadline. The message then says what was last seen, with the end of the engine's log.
-  - An action plugin splits the wait into short module calls, so a long load does not hang on one connection.
+  - An action plugin splits the wait into short module calls, so a long load does not hang on one connection. One that
+    breaks is tried again for a minute. After that the task fails, so that a C(rescue) can go on.
+  - All endpoints of a host are asked side by side, and so are the hosts, as many at a time as Ansible has C(forks)
+    (5 unless set). A host that waits for a long load takes up one of them, so set C(forks) to the number of hosts.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
 attributes:
@@ -41,6 +46,9 @@ options:
         V(embedding)), and optionally C(prompt), C(expect) (a regular expression searched in the answer) and
         C(max_tokens). If it is missing or V(null), the probes follow from the engine's routes and the model's
         architecture. An empty list sends none.
+      - Without C(expect), a built-in prompt has its right answer, and for a prompt of one's own any words will do. The
+        pattern V(.) takes any words, and V(.*) also none. For embeddings it is searched in a line like C(384
+        dimensions, cosine 0.721 and 0.043), and the numbers are not compared then.
     type: list
     elements: dict
     required: true
@@ -60,7 +68,7 @@ options:
       - The process manager of the services, which knows whether they live and where their logs are.
       - V(none) probes over HTTP alone, for example from another host.
     type: str
-    choices: [auto, systemd, supervisor, none]
+    choices: [auto, compose, systemd, supervisor, none]
     default: auto
   timeout:
     description:
@@ -135,6 +143,8 @@ reports:
     - For each endpoint C(name), C(url), C(ok), C(version) (of vLLM), C(model_id), C(max_model_len) and C(results).
       Each result has C(kind), C(asked), C(expected), C(answered), C(ok), C(reason), C(seconds) and
       C(first_token_seconds).
+    - The kinds are those of the probes, and besides V(models) (the list), V(key), V(stream) (the second half of a chat)
+      and V(routes) (only if the engine's routes could not be told).
   returned: when the endpoints were asked
   type: list
   elements: dict

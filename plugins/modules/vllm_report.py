@@ -13,12 +13,23 @@ version_added: 0.1.0
 author:
   - gpufleet.vllm contributors (@gpufleet)
 description:
-  - Prints for each host its services with their URL, model and revision, what they were asked, what they answered and
-    how fast, or why they failed, and writes the same as JSON if asked to.
+  - Prints what the services of a run were asked, what they answered and how fast, or why they failed, and writes the
+    same as JSON if asked to. Up to five hosts are shown one after the other, more of them as a table with a line for
+    each service and the failures below.
+  - In the table V(-) is a question that was not asked, and V(none) under C(key) a service that needs no API key.
+    Columns that do not fit the terminal are left out, or taken together.
   - Runs on the controller. Use it once for the play.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
   - gpufleet.vllm._attributes.info_module
+notes:
+  - The file is written at once or not at all. Its C(schema) is 1, and rises when a key changes its meaning or goes, not
+    when one is added. Beside it stand C(title), C(finished) (when, in UTC), C(ok) (whether all is well), C(counts)
+    (C(hosts), C(hosts_failed), C(hosts_unreachable), C(services), C(services_ok)) and C(hosts).
+  - Each host has C(failure) (empty if there is none), C(unreachable), C(engine), C(runtime) and C(services). Each
+    service has C(name), C(model), C(revision), C(served_model_name), C(url), C(keyed) (whether it asks for an API key),
+    C(gpus), C(artifact), C(state), C(state_text), C(version), C(ok) and C(results), which are those of
+    RV(gpufleet.vllm.vllm_probe#module:reports).
 options:
   title:
     description:
@@ -31,11 +42,23 @@ options:
         them.
     type: dict
     required: true
+  lost:
+    description:
+      - Hosts of the run that left it because their connection broke, so that they have no part in O(hosts).
+    type: list
+    elements: str
+    default: []
   following:
     description:
       - Commands that a user may want next, each under a label.
     type: dict
     default: {}
+  layout:
+    description:
+      - How the hosts are shown. V(auto) is V(blocks) for up to five hosts and V(table) for more.
+    type: str
+    choices: [auto, blocks, table]
+    default: auto
   path:
     description:
       - A file on the controller that the report is written to, as JSON. Empty writes none.
@@ -49,6 +72,8 @@ EXAMPLES = r"""
     title: Deployed
     hosts:
       gpu-01: "{{ vllm_plan | gpufleet.vllm.host_report(reports=probed.reports) }}"
+    lost: "{{ ansible_play_hosts_all | difference(ansible_play_hosts) }}"
+    layout: auto
     following:
       ask it: curl http://10.0.0.11:8000/v1/models
     path: report.json

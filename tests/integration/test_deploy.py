@@ -68,9 +68,9 @@ def test_deploy_then_nothing_to_do_then_teardown(box: Box) -> None:
     results = {service["name"]: service["results"] for service in report["hosts"]["box"]["services"]}
     kinds = {name: [result["kind"] for result in result_list] for name, result_list in results.items()}
     assert kinds == {
-        "chat": ["models", "key", "chat"],
+        "chat": ["models", "key", "chat", "stream"],
         "whisper": ["models", "transcription"],
-        "vision": ["models", "chat", "vision"],
+        "vision": ["models", "chat", "stream", "vision"],
         "embed": ["models", "embedding"],
     }
     assert json.loads((box.root / "record.json").read_text())["digest"] == box.plan()["digest"]
@@ -301,7 +301,7 @@ def test_engine_that_dies_while_it_starts(box: Box) -> None:
 
 def test_engine_that_is_never_ready(box: Box) -> None:
     box.break_engine(start_seconds=600)
-    run = box.deploy([box.service("chat", ready_timeout=6)])
+    run = box.deploy([box.service("chat", ready_timeout=15)])
     assert run.rc == 2
     assert "chat is not ready after" in run.output
     assert "raise ready_timeout" in run.output

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
 from ansible.playbook.task import Task
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_probe
 
@@ -22,6 +23,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
 
 class Host:
     """A managed host: answers slices in their order, the last one for ever."""
@@ -31,10 +35,13 @@ class Host:
         self.waits: list[Slice] = []
         self.answer: Slice = {"ok": True, "reports": [{"name": "a", "ok": True, "results": []}]}
         self.calls: list[dict[str, t.Any]] = []
+        self.cuts: list[bool] = []
 
     def execute(self, module_name: str, module_args: dict[str, t.Any], task_vars: dict[str, t.Any]) -> Slice:
         assert module_name == "gpufleet.vllm.vllm_probe"
         self.calls.append(module_args)
+        if self.cuts and self.cuts.pop(0):
+            raise AnsibleConnectionFailure("Failed to connect to the host via ssh: Broken pipe")
         if module_args["phase"] == "ask":
             return self.answer
         self.clock.now += 5
@@ -193,3 +200,26 @@ def test_a_bad_endpoint_is_refused_here(host: Host, shown: list[str], check_mode
     result = run(host, check_mode, endpoints=[{"name": "a"}])
     assert (result["failed"], result["code"]) == (True, "probe.bad_endpoint")
     assert host.calls == []
+
+
+@pytest.mark.parametrize("cuts", [[True, True, False], [False, True, True, True]], ids=["wait", "ask"])
+def test_a_connection_that_comes_back(host: Host, shown: list[str], cuts: list[bool]) -> None:
+    host.waits, host.cuts = [READY], cuts
+    result = run(host)
+    assert not result.get("failed"), result
+    assert result["reports"] == host.answer["reports"]
+    assert shown == [
+        "[gpu-01] no connection, trying again for 60 s: Failed to connect to the host via ssh: Broken pipe"
+    ]
+
+
+def test_a_connection_that_does_not_come_back(host: Host, shown: list[str], clock: Clock) -> None:
+    host.waits, host.cuts = [seen()], [False] + [True] * 100
+    started = clock.now
+    result = run(host)
+    assert result["failed"]
+    assert "unreachable" not in result, "Ansible rescues no unreachable host"
+    assert result["connection_lost"] == "Failed to connect to the host via ssh: Broken pipe (for 60 s)"
+    assert "the host cannot be reached\n  seen:     Failed to connect" in result["msg"]
+    assert clock.now - started < 90
+    assert len(shown) == 2

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
+import sys
 import typing as t
 from pathlib import Path
 from unittest.mock import Mock
@@ -30,10 +32,14 @@ class Screen:
     """What the action displays, with its colour."""
 
     def __init__(self) -> None:
-        self.shown: list[tuple[str, str]] = []
+        self.shown: list[tuple[str, str | None]] = []
 
-    def display(self, text: str, color: str = "") -> None:
+    def display(self, text: str, color: str | None = None) -> None:
         self.shown.append((text, color))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(text for text, _colour in self.shown)
 
 
 @pytest.fixture
@@ -62,18 +68,38 @@ def run(**arguments: t.Any) -> dict[str, t.Any]:
 def test_all_is_well(screen: Screen) -> None:
     result = run(title="Deployed", hosts={"gpu-01": GOOD}, following={"stop it": "make stop"})
     assert (result["ok"], result["changed"], "failed" in result) == (True, False, False)
-    ((text, color),) = screen.shown
-    assert text.startswith("\nDeployed: 1 host, 1 service: it answers\n")
-    assert text.rstrip().endswith("Next\n  stop it  make stop")
-    assert color == "green"
+    assert screen.text.startswith("\nDeployed: 1 host, 1 service: it answers\n\ngpu-01")
+    assert screen.text.rstrip().endswith("Next\n  stop it  make stop")
+    assert [colour for text, colour in screen.shown if text] == ["green", None, None]
 
 
 def test_one_host_failed(screen: Screen) -> None:
     result = run(hosts={"gpu-01": GOOD, "gpu-02": BAD})
     assert (result["ok"], "failed" in result) == (False, False)
-    ((text, color),) = screen.shown
-    assert "vLLM fleet: 2 hosts, 1 service: FAILED on gpu-02" in text
-    assert color == "red"
+    assert "vLLM fleet: 2 hosts, 1 service: 1 of 1 answer; FAILED on gpu-02" in screen.text
+    assert [colour for text, colour in screen.shown if text] == ["red", None, "red"]
+
+
+def test_a_lost_host(screen: Screen, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    result = run(hosts={"gpu-01": GOOD}, lost=["gpu-02"], layout="table", path=str(path))
+    assert (result["ok"], "failed" in result) == (False, False)
+    assert "gpu-02  -        UNREACHABLE" in screen.text
+    document = json.loads(path.read_text())
+    assert document["hosts"]["gpu-02"]["unreachable"]
+    assert document["counts"]["hosts_unreachable"] == 1
+
+
+@pytest.mark.parametrize(("columns", "expected"), [("60", 80), ("100", 100), ("200", 200)])
+def test_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: str, expected: int) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert vllm_report.width() == expected
+
+
+def test_without_a_terminal_it_is_120(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "__stdout__", None)
+    assert vllm_report.width() == 120
 
 
 def test_the_file(screen: Screen, tmp_path: Path) -> None:
@@ -81,7 +107,11 @@ def test_the_file(screen: Screen, tmp_path: Path) -> None:
     for _again in range(2):
         assert run(title="Deployed", hosts={"gpu-01": GOOD}, path=str(path))["ok"]
         text = path.read_text(encoding="utf-8")
-        assert json.loads(text) == {"title": "Deployed", "ok": True, "hosts": {"gpu-01": GOOD}}
+        document = json.loads(text)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", document.pop("finished"))
+        counts = {"hosts": 1, "hosts_failed": 0, "hosts_unreachable": 0, "services": 1, "services_ok": 1}
+        hosts = {"gpu-01": {**GOOD, "unreachable": False}}
+        assert document == {"schema": 1, "title": "Deployed", "ok": True, "counts": counts, "hosts": hosts}
     assert "模型" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
@@ -92,7 +122,7 @@ def test_a_file_that_cannot_be_written(screen: Screen, tmp_path: Path) -> None:
     result = run(hosts={"gpu-01": GOOD}, path=str(tmp_path / "file" / "report.json"))
     assert (result["failed"], result["code"]) == (True, "report.not_written")
     assert "Remedy: set vllm_report_path to another" in result["msg"]
-    assert len(screen.shown) == 1
+    assert "FAILED" not in screen.text, "the summary is shown all the same"
 
 
 @pytest.mark.parametrize("arguments", [{}, {"hosts": "x"}, {"hosts": {}, "titel": "x"}])
@@ -106,7 +136,7 @@ def test_the_documentation_is_the_argument_spec() -> None:
     options = yaml.safe_load(documented.DOCUMENTATION)["options"]
     assert set(options) == set(vllm_report.ARGUMENT_SPEC)
     for name, spec in vllm_report.ARGUMENT_SPEC.items():
-        for key in ("type", "default", "required"):
+        for key in ("type", "default", "required", "choices", "elements"):
             assert options[name].get(key) == spec.get(key), (name, key)
     (task,) = yaml.safe_load(documented.EXAMPLES)
     assert set(task["gpufleet.vllm.vllm_report"]) == set(options)

@@ -15,6 +15,7 @@ def test_without_a_plan(plan: None) -> None:
         "runtime": None,
         "services": [],
         "failure": "no facts",
+        "unreachable": False,
     }
 
 
@@ -53,6 +54,12 @@ def test_with_one() -> None:
         }
     ]
     assert made["failure"] == ""
+
+
+def test_a_host_that_was_not_reached() -> None:
+    made = host_report({}, failure="the plan failed", steps=[{"unreachable": True, "msg": "Connection refused"}])
+    assert made["unreachable"]
+    assert "seen:     Connection refused" in made["failure"]
 
 
 def test_it_is_a_filter() -> None:

@@ -27,14 +27,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server = t.cast("Engine", self.server)
         server.paths.append(self.path)
         answer = server.answers.get(self.path, (404, {"detail": "Not Found"}))
-        if server.key and self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {server.key}":
+        guarded = self.path.startswith("/v1") and self.path not in server.open_routes
+        if server.key and guarded and self.headers["Authorization"] != f"Bearer {server.key}":
             answer = (401, {"error": "Unauthorized"})
+        elif self.command == "POST" and sent == b"{}":
+            answer = (400, {"error": {"message": "Field required"}})
         status, body = answer
-        streamed = isinstance(body, list) and self.path == "/v1/chat/completions"
+        streamed = False
+        if isinstance(body, list) and self.path == "/v1/chat/completions":
+            streamed = b'"stream": true' in sent
+            body = body if streamed else message("".join(body))
         self.send_response(status)
         self.send_header("Content-Type", "text/event-stream" if streamed else "application/json")
         self.end_headers()
@@ -53,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 class Engine(ThreadingHTTPServer):
     daemon_threads = True
     key = ""
+    open_routes: t.Sequence[str] = ()
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -88,10 +95,12 @@ def test_a_good_engine(engine: Engine) -> None:
     report = _probe.interrogate(engine.endpoint()).as_dict()
     assert report["ok"]
     assert (report["version"], report["model_id"], report["max_model_len"]) == ("0.33.0", "m", 2048)
-    assert [result["kind"] for result in report["results"]] == ["models", "chat"]
-    chat = report["results"][1]
-    assert (chat["answered"], chat["reason"]) == ("It is Paris.", "")
-    assert 0 < chat["first_token_seconds"] <= chat["seconds"] + 0.001
+    assert [result["kind"] for result in report["results"]] == ["models", "chat", "stream"]
+    chat, stream = report["results"][1:]
+    assert (chat["answered"], chat["reason"]) == (stream["answered"], stream["reason"]) == ("It is Paris.", "")
+    assert chat["first_token_seconds"] is None
+    assert 0 < stream["first_token_seconds"] <= stream["seconds"] + 0.001
+    assert engine.paths.count("/v1/chat/completions") == 2, "an engine without a key is asked no key questions"
     assert json.dumps(report)
 
 
@@ -125,9 +134,10 @@ def test_a_version_is_no_must(engine: Engine, status: int, body: t.Any) -> None:
 def test_keys(engine: Engine) -> None:
     engine.key = KEY
     results = ask(engine, api_key=KEY)
-    assert list(results) == ["models", "key", "chat"]
+    assert list(results) == ["models", "key", "chat", "stream"]
     assert all(result.ok for result in results.values())
-    assert results["key"].answered == "401, 401"
+    assert results["key"].answered == "401"
+    assert results["key"].asked.startswith("GET /v1/models, POST /v1/chat/completions: without the key")
     assert "HTTP 401: Unauthorized" in ask(engine, api_key="sk-old")["models"].reason
     assert "HTTP 401" in ask(engine)["models"].reason
     assert KEY not in json.dumps(_probe.interrogate(engine.endpoint(api_key=KEY)).as_dict())
@@ -136,9 +146,42 @@ def test_keys(engine: Engine) -> None:
 def test_an_engine_that_does_not_ask_for_its_key(engine: Engine) -> None:
     result = ask(engine, api_key=KEY)["key"]
     assert not result.ok
-    assert (result.answered, result.reason) == ("200, 200", "the engine answers without its API key")
+    assert result.answered.split("; ") == [
+        "GET /v1/models answered 200 without the key",
+        "GET /v1/models answered 200 with a wrong key",
+        "POST /v1/chat/completions answered 400 without the key",
+        "POST /v1/chat/completions answered 400 with a wrong key",
+    ]
+    assert result.reason == f"the engine lets requests in without its API key: {result.answered}"
     engine.answers["/v1/models"] = (500, {})
-    assert ask(engine, api_key=KEY)["key"].reason == "answered 500, 500"
+    result = ask(engine, api_key=KEY)["key"]
+    assert not result.ok
+    assert result.reason == result.answered, "an error is no open door"
+
+
+@pytest.mark.parametrize(
+    ("kind", "route"),
+    [
+        ("chat", "/v1/chat/completions"),
+        ("vision", "/v1/chat/completions"),
+        ("completion", "/v1/completions"),
+        ("transcription", "/v1/audio/transcriptions"),
+        ("embedding", "/v1/embeddings"),
+    ],
+)
+def test_the_key_is_asked_for_where_the_work_is(engine: Engine, kind: str, route: str) -> None:
+    engine.key = KEY
+    assert ask(engine, api_key=KEY, probes=[{"kind": kind}])["key"].ok
+    engine.open_routes = [route]
+    result = ask(engine, api_key=KEY, probes=[{"kind": kind}])["key"]
+    assert not result.ok
+    assert "/v1/models" not in result.reason
+    assert f"POST {route} answered 400 without the key" in result.reason
+
+
+def test_a_service_without_probes_still_guards_its_list(engine: Engine) -> None:
+    engine.key = KEY
+    assert ask(engine, api_key=KEY, probes=[])["key"].asked == "GET /v1/models: without the key, and with a wrong one"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +212,7 @@ def test_kinds(routes: dict[str, t.Any], config: dict[str, t.Any], kinds: list[s
 @pytest.mark.parametrize(
     ("answer", "kinds", "words"),
     [
-        ((404, {}), ["models", "chat"], ""),
+        ((404, {}), ["models", "chat", "stream"], ""),
         ((200, {"paths": {"/v1/rerank": {}}}), ["models", "routes"], "no chat, completion, transcription or embedding"),
         ((200, [1]), ["models", "routes"], "shape that is not OpenAPI's"),
         ((200, {"paths": 5}), ["models", "routes"], "shape that is not OpenAPI's"),
@@ -192,14 +235,33 @@ def test_a_model_config_that_is_none(tmp_path: Path, text: str | None) -> None:
 
 def test_a_wrong_answer(engine: Engine) -> None:
     engine.answers["/v1/chat/completions"] = (200, ["London!\n", " Or Parisian?"])
-    result = ask(engine)["chat"]
-    assert not result.ok
-    assert result.reason.startswith("answered 'London! Or Parisian?', expected an answer that matches")
+    results = ask(engine)
+    for kind in ("chat", "stream"):
+        assert not results[kind].ok
+        assert results[kind].reason.startswith("answered 'London! Or Parisian?', expected an answer that matches")
 
 
 def test_healthy_but_the_chat_is_cut(engine: Engine) -> None:
     engine.answers["/v1/chat/completions"] = (500, {"error": {"message": "EngineCore died"}})
-    assert ask(engine)["chat"].reason == "HTTP 500: EngineCore died"
+    results = ask(engine)
+    assert results["chat"].reason == results["stream"].reason == "HTTP 500: EngineCore died"
+
+
+def test_only_the_stream_is_wrong(engine: Engine) -> None:
+    engine.answers["/v1/chat/completions"] = (200, message("Paris."))
+    results = ask(engine)
+    assert (results["chat"].ok, results["stream"].ok) == (True, False)
+    assert "instead of an event stream" in results["stream"].reason
+
+
+def test_a_silent_engine_is_not_waited_for_twice(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def post(self: t.Any, path: str, value: t.Any, *, key: str | None = None) -> t.Any:
+        raise _probe.EngineUnreachable("no answer within 120 s")
+
+    monkeypatch.setattr(_probe.Engine, "post", post)
+    results = ask(engine)
+    assert list(results) == ["models", "chat"]
+    assert results["chat"].reason == "/health is good, but a chat request failed: no answer within 120 s"
 
 
 def test_a_base_model_completes_instead(engine: Engine) -> None:
@@ -221,8 +283,30 @@ def test_a_base_model_completes_instead(engine: Engine) -> None:
     ],
 )
 def test_probes_of_ones_own(engine: Engine, probe: dict[str, t.Any], ok: bool) -> None:
-    assert ask(engine, probes=[probe])["chat"].ok is ok
+    results = ask(engine, probes=[probe])
+    assert results["chat"].ok is results["stream"].ok is ok
     assert "/openapi.json" not in engine.paths
+
+
+@pytest.mark.parametrize(("answer", "ok"), [("xq zv", True), ("。", True), (" ", True), ("", False)])
+def test_any_words_will_do_for_a_dot(engine: Engine, answer: str, ok: bool) -> None:
+    engine.answers["/v1/chat/completions"] = (200, message(answer))
+    assert ask(engine, probes=[{"kind": "vision", "expect": "."}])["vision"].ok is ok
+
+
+def test_a_prompt_of_ones_own_takes_any_words(engine: Engine) -> None:
+    engine.answers["/v1/chat/completions"] = (200, message("A square."))
+    assert ask(engine, probes=[{"kind": "vision", "prompt": "What is it?"}])["vision"].ok
+    assert not ask(engine, probes=[{"kind": "vision"}])["vision"].ok
+
+
+@pytest.mark.parametrize(("expect", "ok"), [(".", True), ("^2 dimensions", True), ("^384 dimensions", False)])
+def test_embeddings_of_ones_own(engine: Engine, expect: str, ok: bool) -> None:
+    vectors = [{"index": i, "embedding": [i % 2, 1]} for i in range(3)]  # the wrong two are close
+    engine.answers["/v1/embeddings"] = (200, {"data": vectors})
+    assert not ask(engine, probes=[{"kind": "embedding"}])["embedding"].ok
+    result = ask(engine, probes=[{"kind": "embedding", "expect": expect}])["embedding"]
+    assert (result.ok, result.answered) == (ok, "2 dimensions, cosine 0.707 and 1.000")
 
 
 def test_an_empty_list_asks_nothing(engine: Engine) -> None:
