@@ -88,6 +88,18 @@ sanity: dev-setup ## ansible-test sanity on both core series, and host code on P
 integration: dev-setup os-packages ## Integration tests: real services on loopback
 	@$(GATES) integration
 
+.PHONY: lab-up
+lab-up: dev-setup ## Start emulated GPU hosts with systemd, sshd and Docker (HOSTS=3 NAME=lab), and write inventory/lab
+	@PYTHONPATH=tests/lab "$(VENV)/bin/python" -m gpu_lab up --name "$(or $(NAME),lab)" --hosts $(or $(HOSTS),3)
+
+.PHONY: lab-down
+lab-down: dev-setup ## Remove them
+	@PYTHONPATH=tests/lab "$(VENV)/bin/python" -m gpu_lab down --name "$(or $(NAME),lab)"
+
+.PHONY: molecule
+molecule: dev-setup os-packages ## Molecule scenarios on emulated hosts (SCENARIO=default for one)
+	@$(GATES) molecule$(if $(SCENARIO),-$(SCENARIO))
+
 .PHONY: coverage
 coverage: dev-setup ## Unit tests with branch coverage of plugins/
 	@"$(VENV)/bin/coverage" run -m pytest -q tests/unit && "$(VENV)/bin/coverage" report

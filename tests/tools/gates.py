@@ -77,6 +77,11 @@ def shell_scripts() -> list[str]:
     return scripts
 
 
+def scenarios() -> list[str]:
+    """The Molecule scenarios, by name."""
+    return sorted(path.parent.name for path in (ROOT / "extensions" / "molecule").glob("*/molecule.yml"))
+
+
 def all_gates() -> list[Gate]:
     """Every gate, in the order in which they run: quick ones first."""
     own, other = own_core(), other_core()
@@ -121,6 +126,10 @@ def all_gates() -> list[Gate]:
         Gate("contents", "the tarball holds what it should", _python(tarball, "check")),
         Gate("install", "the tarball installs and is usable", _python(tarball, "install")),
         Gate("galaxy", "galaxy-importer accepts it", _python(tarball, "galaxy")),
+        *(
+            Gate(f"molecule-{name}", f"molecule scenario {name} on emulated hosts", _tool("molecule", "test", "-s", name))
+            for name in scenarios()
+        ),
         # A file is one worker's: hosts that boot and engines that load are shared within it.
         Gate("integration", "integration tests", (*pytest, "-n", "2", "--dist", "loadfile", "tests/integration")),
     ]
