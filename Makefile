@@ -90,7 +90,7 @@ integration: dev-setup os-packages ## Integration tests: real services on loopba
 
 .PHONY: lab-up
 lab-up: dev-setup ## Start emulated GPU hosts with systemd, sshd and Docker (HOSTS=3 NAME=lab), and write inventory/lab
-	@PYTHONPATH=tests/lab "$(VENV)/bin/python" -m gpu_lab up --name "$(or $(NAME),lab)" --hosts $(or $(HOSTS),3)
+	@PATH="$(VENV)/bin:$$PATH" tests/lab/stage.sh lab "$(or $(NAME),lab)" "$(or $(HOSTS),3)"
 
 .PHONY: lab-down
 lab-down: dev-setup ## Remove them

@@ -2,8 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The lab of a Molecule scenario: ``stage.sh up``, ``stage.sh down``, and as an inventory script (``--list``).
+"""Labs with what their hosts need: images in the registry, models on a hub.
 
+``stage.sh lab NAME COUNT`` is what ``make lab-up`` starts: simulators, and the inventory ``inventory/lab``. The rest is
+the lab of a Molecule scenario: ``stage.sh up``, ``stage.sh down``, and as an inventory script ``--list``.
 ``MOLECULE_SCENARIO_DIRECTORY`` holds ``lab.json``: the ``hosts`` as ``python -m gpu_lab`` takes them, the ``images``
 that the registry should have, the ``models`` that the hub should offer, and the ``user`` to connect as.
 """
@@ -18,8 +20,9 @@ import typing as t
 from pathlib import Path
 
 import yaml
-from gpu_lab import Lab, LabError, parse, push_images, registry_address
+from gpu_lab import Lab, LabError, default_hosts, parse, push_images
 from gpu_lab._base import cache_root
+from gpu_lab.lab import DEFAULT_INVENTORY
 from model_builder.catalogue import CATALOGUE
 from model_hub import add_model
 
@@ -62,30 +65,48 @@ def up() -> None:
     Lab(lab_name(), hosts, hub=hub, user=wanted.get("user", "root")).up()
 
 
+def lab(name: str, count: str) -> None:
+    """A lab to play with, whose inventory a person uses."""
+    try:
+        hosts = default_hosts(int(count))
+    except ValueError:
+        raise LabError(f"HOSTS is {count!r}", "a number", "make lab-up HOSTS=3") from None
+    push_images(["engine-sim:1", "engine-sim:2"])
+    hub = hub_with(["qwen2.5-vl", "whisper"])
+    Lab(name, hosts, hub=hub, inventory=DEFAULT_INVENTORY).up()
+    sys.stdout.write(
+        "\nTry\n"
+        "  deploy to it     .venv/bin/ansible-playbook -i inventory/lab playbooks/deploy.yml\n"
+        f"  look into a host PYTHONPATH=tests/lab .venv/bin/python -m gpu_lab shell {hosts[0].name} --name {name}\n"
+        f"  remove it        make lab-down{'' if name == 'lab' else f' NAME={name}'}\n"
+    )
+
+
 def inventory() -> dict[str, t.Any]:
     """What Ansible asks an inventory script for; no hosts while the lab is not up."""
     path = Lab(lab_name()).inventory
     if not path.is_file():
-        return {}
+        return {"_meta": {"hostvars": {}}}
     group = yaml.safe_load(path.read_text(encoding="utf-8"))["gpu_hosts"]
-    variables = {**group.get("vars", {}), "lab_name": lab_name(), "lab_registry": registry_address()}
     return {
-        "gpu_hosts": {"hosts": list(group["hosts"]), "vars": variables},
+        "gpu_hosts": {"hosts": list(group["hosts"]), "vars": group["vars"]},
         "_meta": {"hostvars": group["hosts"]},
     }
 
 
 def main() -> int:
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    command, *rest = sys.argv[1:] or [""]
     try:
-        if command == "up":
+        if command == "lab" and len(rest) == 2:
+            lab(*rest)
+        elif command == "up":
             up()
         elif command == "down":
             Lab(lab_name()).down()
         elif command == "--list":
             json.dump(inventory(), sys.stdout, indent=2)
         else:
-            sys.stderr.write(f"usage: {sys.argv[0]} up | down | --list\n")
+            sys.stderr.write(f"usage: {sys.argv[0]} lab NAME COUNT | up | down | --list\n")
             return 2
     except LabError as exc:
         sys.stderr.write(f"{exc}\n")

@@ -36,7 +36,7 @@ from ._base import (
 )
 from .engine import MACHINE, NETWORK, Engine
 from .provision import archive, simulator
-from .registry import Registry
+from .registry import Registry, registry_address
 from .spec import HostSpec, check_name, default_hosts
 
 LABEL = "gpulab"
@@ -356,7 +356,10 @@ class Lab:
             key=self.directory / "id_ed25519",
             known_hosts=self.directory / "known_hosts",
             control=control,
-            more={"vllm_hub_endpoint": self.hub_url} if self.hub_url else {},
+            more={
+                "lab_registry": registry_address(),
+                **({"vllm_hub_endpoint": self.hub_url} if self.hub_url else {}),
+            },
         )
         self.inventory.write_text(text)
         if state["inventory"]:

@@ -30,6 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.modules import vllm_plan as docum
 
 ROOT = Path(inspect.getfile(documented)).resolve().parents[2]
 FLEET = ROOT / "inventory" / "fleet"
+COMPOSE = ROOT / "inventory" / "compose"
 SMI = ROOT / "tests" / "unit" / "plugins" / "module_utils" / "fixtures" / "nvidia" / "h200-580.xml"
 KEY = "sk-unit-0123456789"
 
@@ -99,18 +100,22 @@ def run(arguments: dict[str, t.Any]) -> dict[str, t.Any]:
     return action.run(task_vars={})
 
 
-def fleet_plan(host: str, facts: dict[str, t.Any], key: str = KEY) -> dict[str, t.Any]:
-    """The action's result for one host of the example inventory, with the role's defaults."""
+def fleet_plan(
+    host: str, facts: dict[str, t.Any], key: str = KEY, example: Path = FLEET, **extra: t.Any
+) -> dict[str, t.Any]:
+    """The action's result for one host of an example inventory, with the role's defaults."""
     loader = DataLoader()
-    inventory = InventoryManager(loader=loader, sources=[str(FLEET)])
+    inventory = InventoryManager(loader=loader, sources=[str(example)])
     manager = VariableManager(loader=loader, inventory=inventory)
     found = inventory.get_host(host)
     assert found is not None
     variables = {
         **role_file("defaults/main.yml"),
+        **role_file("vars/main.yml"),
         **manager.get_vars(host=found),
         "vllm_api_key": key,
         "vllm_host": facts,
+        **extra,
     }
     options = Templar(loader=loader, variables=variables).template(role_options())
     return run(options)
@@ -157,6 +162,46 @@ def test_the_smaller_models_on_the_other_host() -> None:
         SMALL_WHISPER,
     ]
     assert [service["public_url"] for service in plan["services"]] == ["http://10.0.0.12:8000", "http://10.0.0.12:8081"]
+
+
+def contained(plan: dict[str, t.Any]) -> list[dict[str, t.Any]]:
+    return [service["container"] for service in plan["services"]]
+
+
+def test_the_compose_file_of_the_seed_document_put_right() -> None:
+    """Its names, models, GPUs, ports and flags; not its ``count``, ``CUDA_VISIBLE_DEVICES`` and ``latest``."""
+    result = fleet_plan("gpu-01", with_docker(host_facts()), example=COMPOSE)
+    assert "failed" not in result, result["msg"]
+    plan = result["plan"]
+    assert (plan["runtime"], plan["findings"]) == ("compose", [])
+    vision, whisper = contained(plan)
+    assert [service["name"] for service in plan["services"]] == ["qwen-vl-service", "whisper-service"]
+    assert vision["command"][:7] == [
+        "/model", "--served-model-name", "qwen2.5-vl", "--tensor-parallel-size", "2", "--max-model-len", "32000"
+    ]  # fmt: skip
+    assert whisper["command"][:3] == ["/model", "--served-model-name", "whisper-large-v3-turbo"]
+    assert [container["ports"][0] for container in (vision, whisper)] == [
+        {"target": 8000, "published": port, "protocol": "tcp", "host_ip": "10.0.0.11"} for port in ("8000", "8081")
+    ]
+    assert [container["volumes"][0]["source"] for container in (vision, whisper)] == [
+        "/data/models/vlm/Qwen2.5-VL-7B-Instruct", "/data/models/vlm/whisper-large-v3-turbo"
+    ]  # fmt: skip
+    assert [image["image"] for image in plan["images"]] == [
+        "vllm/vllm-openai:v0.33.0", "vllm/vllm-openai-audio:v0.33.0"
+    ]  # fmt: skip
+    assert KEY not in json.dumps(result)
+
+
+def test_the_replica_on_the_other_host() -> None:
+    plan = fleet_plan("gpu-02", with_docker(host_facts(2)), example=COMPOSE)["plan"]
+    assert plan["findings"] == []
+    assert [service["public_url"] for service in plan["services"]] == ["http://10.0.0.12:8000"]
+
+
+def with_docker(facts: dict[str, t.Any]) -> dict[str, t.Any]:
+    docker = {"installed": True, "running": True}
+    compose = {"installed": True, "plugin": True, "version": "2.40.1"}
+    return {**facts, "nvidia": {"cuda_version": "13.0", "container": {"docker": docker, "compose": compose}}}
 
 
 def test_all_models_of_the_seed_document_are_in_the_example() -> None:
