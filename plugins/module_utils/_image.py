@@ -68,8 +68,8 @@ def split_reference(image: str) -> tuple[str, str, str]:
 def familiar(name: str) -> str:
     """A name as Docker shortens it: docker.io/library/x is x."""
     for prefix in ("docker.io/", "index.docker.io/"):
-        name = name[len(prefix) :] if name.startswith(prefix) else name
-    return name[len("library/") :] if name.startswith("library/") else name
+        name = name.removeprefix(prefix)
+    return name.removeprefix("library/")
 
 
 def pinned(image: str, inspected: t.Mapping[str, t.Any]) -> str:
@@ -107,6 +107,20 @@ def describe(result: Result, inspected: t.Mapping[str, t.Any]) -> Result:
     result.size_bytes = int(inspected.get("Size") or 0)
     result.cuda_version = environment.get("CUDA_VERSION", "")
     return result
+
+
+def ask_audio(docker: Docker, identifier: str, name: str) -> dict[str, t.Any]:
+    """What the image itself says: ``audio``, ``missing`` and ``detail``. Starts a container of it for a moment."""
+    arguments = ["--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--entrypoint", "python3"]  # noqa: S108
+    done = docker.call("run", *arguments, identifier, "-c", AUDIO_CHECK, timeout=CHECK_SECONDS, check=False)
+    for line in reversed(done.out.splitlines()):
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(answer, dict):
+            return answer
+    raise failure(done, f"looking for audio decoders in {name}")
 
 
 class Images:
@@ -174,7 +188,7 @@ class Images:
         known = read_json(self._checked) or {}
         answer = known.get(result.id)
         if not isinstance(answer, dict):
-            answer = self._ask_audio(result)
+            answer = ask_audio(self.docker, result.id, result.image)
             if not self.check_mode:
                 make_directory(self.root, 0o755)
                 text = json.dumps({**known, result.id: answer}, indent=2, sort_keys=True) + "\n"
@@ -188,18 +202,6 @@ class Images:
                 "an image with FFmpeg and vLLM's audio extra",
                 "build one with playbooks/audio_image.yml and set image: on the service to it",
             )
-
-    def _ask_audio(self, result: Result) -> dict[str, t.Any]:
-        arguments = ["--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--entrypoint", "python3"]  # noqa: S108
-        done = self.docker.call("run", *arguments, result.id, "-c", AUDIO_CHECK, timeout=CHECK_SECONDS, check=False)
-        for line in reversed(done.out.splitlines()):
-            try:
-                answer = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(answer, dict):
-                return answer
-        raise failure(done, f"looking for audio decoders in {result.image}")
 
     @property
     def _checked(self) -> str:
