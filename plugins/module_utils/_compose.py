@@ -22,8 +22,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
 MODEL_PATH = "/model"
 HOME = "/home/vllm"
 PORT = 8000
-SECRET_TARGET = "environment"
-SECRET_FILE = f"/run/secrets/{SECRET_TARGET}"
+TARGET = "environment"
+SECRET_FILE = f"/run/secrets/{TARGET}"
+# What a compiler makes there is loaded from there.
+TMPFS = "/tmp:rw,exec,nosuid,nodev,mode=1777"  # noqa: S108
 LABEL = "gpufleet.vllm"
 PREFIX = "vllm-"
 # Without secrets the image's own entry point, spelled out: older images start another program by default. With
@@ -115,7 +117,7 @@ def definition(service: t.Mapping[str, t.Any], image: str, root: str, choices: C
             _bind(str(service["path"]), MODEL_PATH, read_only=True),
             _bind(f"{root}/services/{name}/state", HOME),
         ],
-        "tmpfs": ["/tmp:rw,exec,nosuid,nodev,mode=1777"],
+        "tmpfs": [TMPFS],
         "shm_size": choices.shm_size,
         "ulimits": dict(choices.ulimits),
         "cap_drop": ["ALL"],
@@ -131,7 +133,7 @@ def definition(service: t.Mapping[str, t.Any], image: str, root: str, choices: C
         "logging": dict(choices.logging),
     }
     if service["secrets"]:
-        result["secrets"] = [{"source": name, "target": SECRET_TARGET}]
+        result["secrets"] = [{"source": name, "target": TARGET}]
     asked = resources(service["gpus"], choices)
     if asked:
         result["deploy"] = {"resources": asked}

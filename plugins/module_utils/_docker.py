@@ -73,7 +73,7 @@ KNOWN = (
         r"could not select device driver|unknown or invalid runtime name: nvidia",
         "docker.no_gpu_driver",
         "the NVIDIA container toolkit, registered in Docker",
-        "run playbooks/prerequisites.yml, or: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker",
+        "run playbooks/prerequisites.yml (by hand: nvidia-ctk runtime configure --runtime=docker, then restart Docker)",
     ),
     _known(
         r"unresolvable CDI devices|CDI device injection failed",

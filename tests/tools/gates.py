@@ -127,7 +127,7 @@ def all_gates() -> list[Gate]:
         Gate("install", "the tarball installs and is usable", _python(tarball, "install")),
         Gate("galaxy", "galaxy-importer accepts it", _python(tarball, "galaxy")),
         *(
-            Gate(f"molecule-{name}", f"molecule scenario {name} on emulated hosts", _tool("molecule", "test", "-s", name))
+            Gate(f"molecule-{name}", f"molecule {name}, on emulated hosts", _tool("molecule", "test", "-s", name))
             for name in scenarios()
         ),
         # A file is one worker's: hosts that boot and engines that load are shared within it.

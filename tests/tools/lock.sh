@@ -28,9 +28,9 @@ done
 
 cd requirements
 # Order matters: test.in and dev.in take controller.txt as their constraint.
-for name in controller hub-model test dev galaxy-importer; do
+for name in controller hub-model hub-model-lab test dev galaxy-importer; do
     flags=
-    [ "$name" != hub-model ] || flags=--no-deps
+    case $name in hub-model*) flags=--no-deps ;; esac
     # shellcheck disable=SC2086  # both hold words
     "$tool/bin/uv" pip compile --quiet --no-config --universal --generate-hashes --python-version 3.11 \
         --no-emit-index-url $flags $upgrade "$name.in" -o "$name.txt"

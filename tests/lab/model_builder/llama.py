@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
 from .errors import BuildError
+from .place import Array, bfloat16
 
 Config = dict[str, Any]
-Array = npt.NDArray[Any]
 
 _WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -151,7 +150,7 @@ def _converted(name: str, tensor: ReaderTensor, shape: Config) -> Array:
         values = _unpermute(values, shape["num_attention_heads"])
     elif name.endswith("k_proj.weight"):
         values = _unpermute(values, shape["num_key_value_heads"])
-    return _bfloat16(values)
+    return bfloat16(values)
 
 
 def _name(gguf_name: str) -> str:
@@ -171,12 +170,6 @@ def _unpermute(values: Array, heads: int) -> Array:
     """
     rows, columns = values.shape
     return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def _bfloat16(values: Array) -> Array:
-    """The little-endian bit patterns of finite float32 values rounded to bfloat16, half to even."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype("<u2")
 
 
 def _short(value: float) -> float:

