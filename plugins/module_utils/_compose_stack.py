@@ -35,10 +35,9 @@ def parse_time(text: str) -> float | None:
     if not text or text == ZERO_TIME:
         return None
     try:
-        moment = datetime.datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")
+        return datetime.datetime.strptime(f"{text[:19]}+0000", "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except ValueError:
         return None
-    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def parse_status(inspected: t.Mapping[str, t.Any]) -> Status:
@@ -91,7 +90,7 @@ class ComposeBackend:
 
     # Backend
 
-    def check(self, changing: t.Sequence[str]) -> None:
+    def check(self, changing: t.Sequence[str], _leaving: t.Sequence[str] = ()) -> None:
         if not changing:
             return
         version = self.docker.call("compose", "version", "--short", check=False)
@@ -134,7 +133,8 @@ class ComposeBackend:
         return {name: parse_status(entry) for name, entry in self._by_name().items() if name in wanted}
 
     def stop(self, names: t.Sequence[str], timeout: float) -> None:
-        present = [_compose.container_name(name) for name in names if name in self.installed()]
+        installed = self.installed()
+        present = [_compose.container_name(name) for name in names if name in installed]
         if not present:
             return
         # Each with the stop timeout that it was made with: Docker kills what has not left by then.

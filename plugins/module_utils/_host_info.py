@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import Fleet
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
     absolute_root,
     make_backend,
+    previous_runtime,
     resolve_runtime,
     user_exists,
 )
@@ -27,6 +28,12 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
     backend = make_backend(runtime, layout, user=user)
     services, published, problem = _running(backend)
     pids = {name: status.pid for name, status in services.items() if status.pid}
+    before = previous_runtime(layout, runtime)
+    if before:
+        # What another process manager runs for us moves over, so its ports are ours.
+        leaving, ports_left, _ignored = _running(make_backend(before, layout, user=user))
+        pids = {**{name: status.pid for name, status in leaving.items() if status.pid}, **pids}
+        published = {**ports_left, **published}
     applied = read_json(layout.plan) or {}
     record = read_json(layout.record) or {}
     nvidia = _nvidia_probe.gather()

@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._compose_stack impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host import service_manager
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Runner, run_command
-from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout, read_json
 from ansible_collections.gpufleet.vllm.plugins.module_utils._supervisor import SupervisorBackend
 from ansible_collections.gpufleet.vllm.plugins.module_utils._systemd import SystemdBackend
 
@@ -43,6 +43,12 @@ def resolve_runtime(runtime: str) -> str:
     if runtime != "auto":
         return runtime
     return "systemd" if service_manager() == "systemd" else "supervisor"
+
+
+def previous_runtime(layout: Layout, runtime: str) -> str:
+    """What the last deploy ran services with, where it is not what this one does; else empty."""
+    applied = (read_json(layout.plan) or {}).get("runtime")
+    return str(applied) if applied in RUNTIMES[1:] and applied != resolve_runtime(runtime) else ""
 
 
 def make_backend(

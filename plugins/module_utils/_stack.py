@@ -147,8 +147,11 @@ class Desired:
 class Backend(t.Protocol):
     """What a process manager must be able to do; names are service names."""
 
-    def check(self, changing: t.Sequence[str]) -> None:
-        """Refuse, before anything is touched and in check mode too, what a change of these services could not do."""
+    def check(self, changing: t.Sequence[str], leaving: t.Sequence[str] = ()) -> None:
+        """Refuse, before anything is touched and in check mode too, what a change of these services could not do.
+
+        ``leaving`` are services that another process manager ends first.
+        """
 
     def prepare(self) -> None: ...
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
-    RUNTIMES,
     absolute_root,
     make_backend,
+    previous_runtime,
     resolve_runtime,
     service_owner,
 )
@@ -132,7 +132,9 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
     changes = stack.changes(desired)
     moved = sorted(previous.installed()) if previous else []
     changed = bool(moved) or any(change.action != UNCHANGED for change in changes) or backend.pending(desired)
-    backend.check([change.name for change in changes if change.action != UNCHANGED])
+    if previous and moved:
+        previous.check(moved)
+    backend.check([change.name for change in changes if change.action != UNCHANGED], moved)
     plan_changed = read_text(layout.plan) != as_text(plan)
     if not check_mode and (changed or plan_changed):
         make_directory(layout.root, 0o755)
@@ -167,10 +169,8 @@ def _backend(runtime: str, options: Options, layout: Layout) -> Backend:
 
 def previous_backend(options: Options, layout: Layout) -> Backend | None:
     """The process manager of the last deploy, where it is not the one of now: what it runs has to move over."""
-    applied = (read_json(layout.plan) or {}).get("runtime")
-    if applied not in RUNTIMES[1:] or applied == resolve_runtime(options.runtime):
-        return None
-    return _backend(applied, options, layout)
+    applied = previous_runtime(layout, options.runtime)
+    return _backend(applied, options, layout) if applied else None
 
 
 def _stop_timeout(options: Options, layout: Layout) -> float:
@@ -187,16 +187,19 @@ def absent(options: Options, check_mode: bool) -> dict[str, t.Any]:
     backend = _backend(options.runtime, options, layout)
     changes = Stack(layout, backend).changes([])
     previous = previous_backend(options, layout)
+    moved = sorted(previous.installed()) if previous else []
     leftovers = [path for path in _state_paths(layout) if os.path.lexists(path)]
-    changed = bool(changes or leftovers)
-    backend.check([change.name for change in changes])
+    changed = bool(changes or leftovers or moved)
+    if previous and moved:
+        previous.check(moved)
+    backend.check([change.name for change in changes], moved)
     if changed and not check_mode:
         timeout = _stop_timeout(options, layout)
         # Units may be there without their root, which then is made for the lock alone.
         make_directory(layout.root, 0o755)
         with exclusive(layout):
             if previous:
-                _remove_all(previous, sorted(previous.installed()), timeout)
+                _remove_all(previous, moved, timeout)
             _remove_all(backend, [change.name for change in changes], timeout)
             for path in [*_state_paths(layout), layout.lock]:
                 _remove(path)

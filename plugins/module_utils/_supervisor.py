@@ -158,7 +158,7 @@ class SupervisorBackend:
             }
         return {name: known.get(name, Status("stopped")) for name in names if name in known or name in files}
 
-    def check(self, changing: t.Sequence[str]) -> None:
+    def check(self, changing: t.Sequence[str], _leaving: t.Sequence[str] = ()) -> None:
         if changing and len(os.fsencode(self.socket)) > SOCKET_PATH_LIMIT:
             raise FleetError(
                 "stack.path_too_long",

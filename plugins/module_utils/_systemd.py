@@ -17,6 +17,7 @@ import time
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import container_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import CommandResult, Runner
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
@@ -111,7 +112,7 @@ class SystemdBackend:
 
     # Backend
 
-    def check(self, changing: t.Sequence[str]) -> None:
+    def check(self, changing: t.Sequence[str], leaving: t.Sequence[str] = ()) -> None:
         if not changing:
             return
         for name in changing:
@@ -125,7 +126,8 @@ class SystemdBackend:
             )
         if self.allow_daemon_reload:
             return
-        containers = gpu_containers(self.run)
+        ended = {container_name(name) for name in leaving}
+        containers = [name for name in gpu_containers(self.run) if name not in ended]
         if containers:
             # https://github.com/NVIDIA/nvidia-container-toolkit/issues/48
             raise FleetError(

@@ -182,6 +182,21 @@ def test_swapped_ports_stop_both_before_either_starts(layout: Layout, docker: Fa
     assert docker.calls == ["stop vllm-a vllm-b", "rm vllm-a", "rm vllm-b", "up a b"]
 
 
+def test_docker_is_asked_once_about_all_that_stops(layout: Layout, docker: FakeDocker) -> None:
+    docker.containers = {
+        f"vllm-{name}": container({"gpufleet.vllm.root": layout.root, "gpufleet.vllm.service": name}) for name in "abc"
+    }
+    asked: list[str] = []
+
+    def counting(argv: t.Sequence[str], timeout: float) -> CommandResult:
+        asked.append(argv[1])
+        return docker(argv, timeout)
+
+    ComposeBackend(layout, counting).stop(["a", "b", "c", "gone"], 60)
+    assert docker.calls == ["stop vllm-a vllm-b vllm-c"]
+    assert asked == ["ps", "container", "stop"]
+
+
 def test_a_compose_file_that_somebody_changed_is_written_anew(layout: Layout, docker: FakeDocker) -> None:
     wanted = [desired(layout, "a")]
     converge(layout, docker, wanted)

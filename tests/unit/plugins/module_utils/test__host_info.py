@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _host_info
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Status
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +56,26 @@ def test_a_deployed_host_whose_supervisord_died(tmp_path: Path) -> None:
 def test_a_bad_root(tmp_path: Path) -> None:
     with pytest.raises(FleetError):
         gather(Path("/"))
+
+
+def test_ports_of_services_that_move_over_are_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process manager of the last deploy runs is stopped before it is started under another one."""
+
+    class Compose:
+        def installed(self) -> dict[str, str]:
+            return {"a": "digest"}
+
+        def status(self, names: t.Iterable[str]) -> dict[str, Status]:
+            return {name: Status("running", pid=42) for name in names}
+
+        def published(self) -> dict[int, str]:
+            return {8000: "a"}
+
+    made, asked = _host_info.make_backend, []
+    monkeypatch.setattr(
+        _host_info, "make_backend", lambda name, *a, **k: Compose() if name == "compose" else made(name, *a, **k)
+    )
+    monkeypatch.setattr(_host_info._host, "listeners", lambda *arguments: asked.append(arguments))
+    (tmp_path / "plan.json").write_text('{"runtime": "compose"}')
+    assert gather(tmp_path)["services"] == {}
+    assert asked == [({1}, {"a": 42}, {8000: "a"})]

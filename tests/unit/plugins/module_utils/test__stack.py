@@ -42,7 +42,7 @@ class FakeBackend:
                 raise Killed(call)
         self.calls.append(call)
 
-    def check(self, changing: t.Sequence[str]) -> None:
+    def check(self, changing: t.Sequence[str], _leaving: t.Sequence[str] = ()) -> None:
         pass
 
     def prepare(self) -> None:

@@ -244,6 +244,9 @@ def test_a_runtime_that_changed_hands_its_services_over(
             self.services = {"a": "digest", "b": "digest"}
             self.log: list[str] = []
 
+        def check(self, changing: t.Sequence[str], _leaving: t.Sequence[str] = ()) -> None:
+            self.checked = list(changing)
+
         def installed(self) -> dict[str, str]:
             return dict(self.services)
 
@@ -275,6 +278,7 @@ def test_a_runtime_that_changed_hands_its_services_over(
         assert _stack_apply.present(options(tmp_path, entry("a")), True)["changed"]
         assert old.log == []
         assert act()["changed"]
+        assert old.checked == ["a", "b"], "what the old one could not do is said before anything is touched"
         assert old.log == ["stop a b"]
         assert old.services == {}
         monkeypatch.setattr(_stack_apply, "make_backend", new)

@@ -303,6 +303,15 @@ def test_guard_against_a_daemon_reload(tmp_path: Path) -> None:
     backend_of(tmp_path, run, allow_daemon_reload=True).check(["a"])
 
 
+def test_containers_that_move_over_to_systemd_are_not_guarded(tmp_path: Path) -> None:
+    own = INSPECTED.replace("/training", "/vllm-a").replace("/legacy", "/vllm-b").replace("/cdi", "/vllm-c")
+    run = Recorder(docker_ps=CommandResult(0, "1\n2\n3\n4\n", ""), docker_inspect=CommandResult(1, own, ""))
+    backend_of(tmp_path, run).check(["a"], ["a", "b", "c"])
+    with pytest.raises(FleetError, match="vllm-c") as caught:
+        backend_of(tmp_path, run).check(["a"], ["a", "b"])
+    assert "vllm-a" not in caught.value.seen
+
+
 @pytest.mark.parametrize(
     "answer", [CommandResult(127, "", "docker: not found"), CommandResult(1, "", "denied"), CommandResult(0, "\n", "")]
 )
