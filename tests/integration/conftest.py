@@ -12,6 +12,15 @@ from fleet_box import MODEL, Box, make_model
 from model_hub import Hub, add_model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file is one worker's: hosts that boot and engines that load are shared within it.
+
+    Files that use the lab are one worker's, all of them: its one engine and registry are what some of them kill.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("lab" if item.get_closest_marker("lab") else item.path.name))
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     """A hub with three small models of different kinds."""

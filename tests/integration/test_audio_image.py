@@ -23,6 +23,8 @@ from fleet_box import REPOSITORY, Run
 from gpu_lab import registry_address
 from lab_box import ROOT, LabBox, image, lab_of
 
+pytestmark = pytest.mark.lab
+
 BUILDER, OTHER = "gpu-12", "gpu-13"
 BASE = image("noaudio")
 NAME = f"{registry_address()}/engine-sim-audio:test"

@@ -19,6 +19,8 @@ import pytest
 from fleet_box import REPOSITORY
 from lab_box import KEY, MODELS, ROOT, LabBox, image, lab_of, seed, until
 
+pytestmark = pytest.mark.lab
+
 QWEN, WHISPER = "vllm-qwen-vl-service", "vllm-whisper-service"
 NEW, OLD = "gpu-13", "gpu-12"
 UNCHANGED = {"qwen-vl-service": "unchanged", "whisper-service": "unchanged"}

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import pytest
 from lab_box import KEY, ROOT, Applied, LabBox, faults, image, lab_of, seed, until
 
+pytestmark = pytest.mark.lab
+
 QWEN, WHISPER = "vllm-qwen-vl-service", "vllm-whisper-service"
 ONE, TWO, THREE = "gpu-1", "gpu-2", "gpu-3"
 UNCHANGED = {"qwen-vl-service": "unchanged", "whisper-service": "unchanged"}

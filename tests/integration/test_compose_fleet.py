@@ -16,6 +16,8 @@ import pytest
 from fleet_box import Run
 from lab_box import LabBox, lab_of, seed
 
+pytestmark = pytest.mark.lab
+
 HOSTS = {f"gpu-{number:02}": ("debian13", "debian12")[number % 2] for number in range(10)}
 OFF = "gpu-07"
 CONTAINER = "vllm-whisper-service"

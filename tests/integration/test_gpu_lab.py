@@ -24,6 +24,8 @@ from gpu_lab.engine import LINK
 from gpu_lab.lab import names
 from gpu_lab.spec import load
 
+pytestmark = pytest.mark.lab
+
 NAME = "labtest"
 HOSTS = [
     HostSpec("gpu-01", "debian13"),

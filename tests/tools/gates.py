@@ -130,8 +130,8 @@ def all_gates() -> list[Gate]:
             Gate(f"molecule-{name}", f"molecule {name}, on emulated hosts", _tool("molecule", "test", "-s", name))
             for name in scenarios()
         ),
-        # A file is one worker's: hosts that boot and engines that load are shared within it.
-        Gate("integration", "integration tests", (*pytest, "-n", "2", "--dist", "loadfile", "tests/integration")),
+        # Which tests share a worker, tests/integration/conftest.py says.
+        Gate("integration", "integration tests", (*pytest, "-n", "2", "--dist", "loadgroup", "tests/integration")),
     ]
 
 

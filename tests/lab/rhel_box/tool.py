@@ -4,11 +4,15 @@
 
 """Every stand-in is this file, under the name of the program. What is not simulated ends with 2, and says so."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 import sys
 import time
+import typing as t
+from collections.abc import Callable
 
 BOX = os.environ["RHEL_BOX"]
 STATE = os.path.join(BOX, "state.json")
@@ -21,29 +25,30 @@ BRINGS = {
 }
 
 with open(STATE) as stream:
-    state = json.load(stream)
+    state: dict[str, t.Any] = json.load(stream)
 
 
-def save():
+def save() -> None:
     state["asked"].append(" ".join([NAME, *WORDS]))
     with open(STATE, "w") as stream:
         json.dump(state, stream)
 
 
-def answer(text="", rc=0):
+def answer(text: str = "", rc: int = 0) -> t.NoReturn:
     sys.stdout.write(text)
     sys.exit(rc)
 
 
-def config():
+def config() -> dict[str, t.Any]:
     try:
         with open("/etc/docker/daemon.json") as stream:
-            return json.load(stream)
+            found: dict[str, t.Any] = json.load(stream)
+            return found
     except FileNotFoundError:
         return {}
 
 
-def rpm():
+def rpm() -> t.NoReturn:
     names = [word for word in WORDS[1:] if not word.startswith("--") and "%" not in word]
     missing = 0
     for name in names:
@@ -53,7 +58,7 @@ def rpm():
     sys.exit(missing)
 
 
-def dnf():
+def dnf() -> None:
     names = WORDS[WORDS.index("install") + 1 :]
     repositories = os.listdir("/etc/yum.repos.d")
     for wanted in names:
@@ -73,7 +78,7 @@ def dnf():
     save()
 
 
-def systemctl():
+def systemctl() -> None:
     verbs = [word for word in WORDS if not word.startswith("-")]
     if verbs[0] == "show":
         known = verbs[1] == "docker.service" and state["docker"] != "missing"
@@ -89,7 +94,7 @@ def systemctl():
     save()
 
 
-def docker():
+def docker() -> t.NoReturn:
     if state["docker"] != "active":
         answer("", 1)
     version = state["packages"].get("docker-ce", state.get("docker_version", "28.5.1")).partition("-")[0]
@@ -121,8 +126,9 @@ def docker():
     answer(f"not simulated: {text}\n", 2)
 
 
-def tools():
+def tools() -> t.NoReturn:
     answer("configuration OK\n" if NAME == "dockerd" else "version 1.20.0\n")
 
 
-{"rpm": rpm, "dnf": dnf, "systemctl": systemctl, "docker": docker}.get(NAME, tools)()
+PROGRAMS: dict[str, Callable[[], None]] = {"rpm": rpm, "dnf": dnf, "systemctl": systemctl, "docker": docker}
+PROGRAMS.get(NAME, tools)()
