@@ -12,6 +12,7 @@ from fleet_box import MODEL, Box, make_model
 from model_hub import Hub, add_model
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file is one worker's: hosts that boot and engines that load are shared within it.
 
