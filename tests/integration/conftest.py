@@ -8,18 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet_box import MODEL, Box, make_model
+from fleet_box import MODEL, REPOSITORY, Box, make_model
 from model_hub import Hub, add_model
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class FileScheduling(LoadScopeScheduling):
     """A file is one worker's: hosts that boot and engines that load are shared within it.
 
     Files that use the lab are one worker's, all of them: its one engine and registry are what some of them kill.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("lab" if item.get_closest_marker("lab") else item.path.name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "lab" if "\npytestmark = pytest.mark.lab\n" in (REPOSITORY / file).read_text("utf-8") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileScheduling:
+    return FileScheduling(config, log)
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def all_gates() -> list[Gate]:
             for name in scenarios()
         ),
         # Which tests share a worker, tests/integration/conftest.py says.
-        Gate("integration", "integration tests", (*pytest, "-n", "2", "--dist", "loadgroup", "tests/integration")),
+        Gate("integration", "integration tests", (*pytest, "-n", "2", "--dist", "loadfile", "tests/integration")),
     ]
 
 
