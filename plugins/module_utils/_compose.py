@@ -32,7 +32,11 @@ PREFIX = "vllm-"
 # secrets a shell reads them first, so that they are in no environment that `docker inspect` shows.
 ENTRYPOINT = ("vllm", "serve")
 SECRET_ENTRYPOINT = ("/bin/sh", "-c", f'set -a; . {SECRET_FILE}; set +a; exec vllm serve "$@"', "vllm")
-HEALTH = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}/health', timeout=8)"
+# Not through a proxy, which Docker's configuration may give to every container.
+HEALTH = (
+    "import urllib.request as u; "
+    f"u.build_opener(u.ProxyHandler({{}})).open('http://127.0.0.1:{PORT}/health', timeout=8)"
+)
 # vLLM raises its soft limit itself, as far as the hard one allows; 29.0 of Docker lowered both.
 ULIMITS: dict[str, t.Any] = {"nofile": {"soft": 65535, "hard": 1048576}, "memlock": -1, "stack": 67108864}
 LOGGING: dict[str, t.Any] = {"driver": "json-file", "options": {"max-size": "50m", "max-file": "5"}}

@@ -16,6 +16,8 @@ import contextlib
 import datetime
 import os
 import re
+import stat
+import tempfile
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _compose
@@ -27,6 +29,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Desire
 UP_SECONDS = 600.0
 STATES = {"created": "stopped", "exited": "stopped", "paused": "stopped", "dead": "failed", "removing": "failed"}
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z ?")
+ONE_OFF = "com.docker.compose.oneoff"
+FILE_MODE = 0o600
 ZERO_TIME = "0001-01-01T00:00:00Z"
 
 
@@ -80,6 +84,12 @@ def merged_log(out: str, err: str, lines: int) -> list[str]:
     return [text for text in texts if text][-lines:]
 
 
+def _is_service(inspected: t.Mapping[str, t.Any]) -> bool:
+    """Whether it is a service's own container, and not one that a person made beside it with `docker compose run`."""
+    labels = inspected["Config"].get("Labels") or {}
+    return f"{_compose.LABEL}.service" in labels and labels.get(ONE_OFF) != "True"
+
+
 class ComposeBackend:
     """Docker and its Compose plugin on this host."""
 
@@ -109,14 +119,44 @@ class ComposeBackend:
     def pending(self, desired: t.Sequence[Desired]) -> bool:
         """Whether ``compose.yaml`` is another than these services make."""
         text = read_text(self._file)
-        return text != self._document(desired) if desired else text is not None
+        if not desired or text is None:
+            return bool(desired) != (text is not None)
+        return text != self._document(desired) or stat.S_IMODE(os.stat(self._file).st_mode) != FILE_MODE
+
+    def judge(self, desired: t.Sequence[Desired]) -> None:
+        """By Compose itself: a setting that it does not take must not be found out when the services are down."""
+        strangers = [item for item in desired if item.owner not in (None, (os.geteuid(), os.getegid()))]
+        if strangers and os.geteuid() != 0:
+            raise FleetError(
+                "stack.not_root",
+                f"uid {os.geteuid()} can not give files to {strangers[0].service['container']['user']}",
+                "a run as root, or containers of this very user",
+                "set become: true",
+            )
+        if not desired:
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            path = f"{directory}/compose.yaml"
+            write_file(path, self._document(desired), FILE_MODE)
+            done = self.docker.call("compose", "--file", path, "config", "--quiet", check=False)
+        if done.rc != 0:
+            problem = failure(done, "the Compose file")
+            if problem.code != "docker.failed":
+                raise problem
+            raise FleetError(
+                "stack.bad_compose",
+                f"Docker Compose refuses the file: {done.last_words}",
+                "settings that it takes",
+                "correct vllm_container_limits, vllm_container_ulimits or vllm_container_logging",
+            )
 
     def prepare(self) -> None:
         """Nothing to do: Docker is there."""
 
     def define(self, desired: t.Sequence[Desired]) -> None:
         if desired:
-            write_file(self._file, self._document(desired), 0o644)
+            # A plain environment may hold a secret by mistake.
+            write_file(self._file, self._document(desired), FILE_MODE)
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._file)
@@ -189,9 +229,11 @@ class ComposeBackend:
 
     def shutdown(self, _timeout: float) -> bool:
         """Remove what the project holds beside its containers, which are gone: its network."""
-        networks = self.docker.lines(
-            "network", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={self.project}"
-        )
+        ours = f"label=com.docker.compose.project={self.project}"
+        one_off = self.docker.lines("ps", "--all", "--quiet", "--filter", ours, "--filter", f"label={ONE_OFF}=True")
+        if one_off:
+            self.docker.call("rm", "--force", "--volumes", *one_off)
+        networks = self.docker.lines("network", "ls", "--quiet", "--filter", ours)
         if networks:
             self.docker.call("network", "rm", *networks)
         return bool(networks)
@@ -215,8 +257,7 @@ class ComposeBackend:
     def _containers(self) -> list[dict[str, t.Any]]:
         label = f"label={_compose.LABEL}.root={self.layout.root}"
         identifiers = self.docker.lines("ps", "--all", "--quiet", "--no-trunc", "--filter", label)
-        entries = self.docker.inspect("container", identifiers)
-        return [entry for entry in entries if f"{_compose.LABEL}.service" in (entry["Config"].get("Labels") or {})]
+        return [entry for entry in self.docker.inspect("container", identifiers) if _is_service(entry)]
 
     def _by_name(self) -> dict[str, dict[str, t.Any]]:
         return {entry["Config"]["Labels"][f"{_compose.LABEL}.service"]: entry for entry in self._containers()}

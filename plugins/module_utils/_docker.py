@@ -42,7 +42,7 @@ KNOWN = (
         r"permission denied.*docker\.sock|docker\.sock.*permission denied",
         "docker.permission",
         "the right to use the Docker daemon",
-        "run as root (become: true), or as a user of the group docker",
+        "run as root (become: true)",
     ),
     _known(
         r"cannot connect to the docker daemon|is the docker daemon running|error during connect|docker\.sock.*"
@@ -113,7 +113,12 @@ KNOWN = (
     ),
 )
 KNOWN_PULL = (
-    *KNOWN[:3],
+    KNOWN[0],
+    _known(
+        r"cannot connect to the docker daemon|is the docker daemon running|error during connect",
+        *KNOWN[1][1:],
+    ),
+    KNOWN[2],
     _known(
         r"server gave HTTP response to HTTPS client",
         "image.insecure_registry",
@@ -121,20 +126,39 @@ KNOWN_PULL = (
         "add it to insecure-registries in /etc/docker/daemon.json (gpu_host_daemon does), then run again",
     ),
     _known(
-        r"manifest unknown|manifest for .* not found|not found: manifest|repository does not exist|name unknown"
-        r"|: not found",
-        "image.not_found",
-        "an image that the registry has",
-        "correct vllm_image (or image: of the service), or push the image to that registry",
+        r"toomanyrequests|rate limit",
+        "image.rate_limit",
+        "a registry that still answers",
+        "docker login on the host, wait, or set vllm_image to an image of your own registry",
     ),
     _known(
-        r"unauthorized|authentication required|access denied|denied:",
+        r"x509:|certificate",
+        "image.registry_tls",
+        "a registry whose certificate Docker trusts",
+        "put its authority into /etc/docker/certs.d/REGISTRY/ca.crt on the host, then run again",
+    ),
+    _known(
+        r"no matching manifest|does not match the specified platform",
+        "image.no_platform",
+        "an image for this host's processor",
+        "set vllm_image (or image: of the service) to one that is built for it",
+    ),
+    _known(
+        r"manifest unknown|manifest for .* not found|not found: manifest|name unknown|pull access denied"
+        r"|repository does not exist|: not found",
+        "image.not_found",
+        "an image that the registry has, and gives to this host",
+        "correct vllm_image (or image: of the service); docker login on the host if it is private; build it if it is"
+        " your own (playbooks/audio_image.yml)",
+    ),
+    _known(
+        r"unauthorized|authentication required|no basic auth|access denied|access forbidden|denied:",
         "image.unauthorized",
         "the right to pull it",
         "docker login on the host as the user of the deploy, then run again",
     ),
     _known(
-        r"no such host|connection refused|connection reset|i/o timeout|dial tcp|TLS handshake|"
+        r"no such host|connection refused|connection reset|i/o timeout|dial tcp|TLS handshake|EOF|"
         r"context deadline exceeded|Client\.Timeout|server misbehaving|network is unreachable|no route to host",
         "image.registry_unreachable",
         "a registry that answers",

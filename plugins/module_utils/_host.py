@@ -178,7 +178,9 @@ def _process_name(pid: int) -> str:
     return os.path.basename(words[0]) if words and words[0] else read(f"/proc/{pid}/comm").strip()
 
 
-PROXY = "docker-proxy"
+# What listens for a container: its proxy, the daemon itself where it was told to do without, and one or the other whose
+# name this user may not see.
+PUBLISHERS = ("docker-proxy", "dockerd", None)
 
 
 def listeners(
@@ -186,8 +188,8 @@ def listeners(
 ) -> list[dict[str, t.Any]]:
     """Who listens on the wanted ports, or on any where none is named.
 
-    ``services`` maps our services to their main pids, and ``published`` the ports that Docker's proxy listens on for
-    them to their names, so that ours are told apart.
+    ``services`` maps our services to their main pids, and ``published`` the ports that Docker listens on for them to
+    their names, so that ours are told apart.
     """
     found = [
         listener
@@ -201,7 +203,7 @@ def listeners(
         pid = owners.get(inode)
         process = _process_name(pid) if pid else None
         ours = [name for name, main in services.items() if pid and main and is_descendant(pid, main)]
-        if process == PROXY and port in published:
+        if process in PUBLISHERS and port in published:
             ours = [published[port]]
         result.append(
             {

@@ -63,7 +63,7 @@ def _check_engine(docker: t.Mapping[str, t.Any]) -> list[Finding]:
         return error("plan.docker_snap", seen, "Docker from a package", remedy)
     if docker.get("running") is not True:
         seen = str(docker.get("error") or "the Docker daemon gave no answer").rstrip(".")
-        remedy = "start it (systemctl start docker), and deploy as root (become: true) or as a user of the group docker"
+        remedy = "start it (systemctl start docker), and deploy as root (become: true)"
         return error("plan.docker_down", seen, "a running Docker daemon that this user may use", remedy)
     return []
 

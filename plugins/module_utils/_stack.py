@@ -158,6 +158,9 @@ class Backend(t.Protocol):
     def pending(self, desired: t.Sequence[Desired]) -> bool:
         """Whether the definition of the whole stack, where there is one, is another than these services make."""
 
+    def judge(self, desired: t.Sequence[Desired]) -> None:
+        """Refuse, before anything is touched and in check mode too, a definition that can not be carried out."""
+
     def define(self, desired: t.Sequence[Desired]) -> None:
         """Write that definition."""
 
@@ -293,6 +296,13 @@ def tail_file(path: str, lines: int) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
+def _caller() -> str:
+    """Who runs this: the user that sudo was called by, where it was, and from where."""
+    user = os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.geteuid()}"
+    client = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+    return f"{user} from {client}" if client else user
+
+
 @contextlib.contextmanager
 def exclusive(layout: Layout) -> t.Iterator[None]:
     """One deploy at a time on a host; the second is told who holds the lock."""
@@ -308,7 +318,8 @@ def exclusive(layout: Layout) -> t.Iterator[None]:
                 "wait until it has ended, then run again",
             ) from None
         stream.truncate(0)
-        stream.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        stream.write(f"pid {os.getpid()} of {_caller()} since {moment}\n")
         stream.flush()
         try:
             yield

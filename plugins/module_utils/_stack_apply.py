@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -74,8 +75,9 @@ def desired_services(options: Options) -> list[Desired]:
             "artifact": [artifact.get("manifest_digest") or artifact.get("commit"), artifact.get("published")],
             "engine": options.engine.get("digest") or options.engine.get("version"),
             "runtime": resolve_runtime(options.runtime),
-            "user": f"{options.user}:{options.group}",
         }
+        if "container" not in service:
+            extra["user"] = f"{options.user}:{options.group}"
         result.append(Desired(service, dict(options.secrets.get(service["name"], {})), service_digest(service, extra)))
     return result
 
@@ -131,7 +133,11 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
     stack = Stack(layout, backend, owner)
     changes = stack.changes(desired)
     moved = sorted(previous.installed()) if previous else []
-    changed = bool(moved) or any(change.action != UNCHANGED for change in changes) or backend.pending(desired)
+    # A move that was ended half-way may have left nothing but a definition.
+    handing_over = previous is not None and (bool(moved) or previous.pending([]))
+    changed = handing_over or any(change.action != UNCHANGED for change in changes) or backend.pending(desired)
+    if changed:
+        backend.judge(desired)
     if previous and moved:
         previous.check(moved)
     backend.check([change.name for change in changes if change.action != UNCHANGED], moved)
@@ -140,7 +146,7 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
         make_directory(layout.root, 0o755)
         with exclusive(layout):
             changes = stack.changes(desired)
-            if previous and moved:
+            if previous and handing_over:
                 _remove_all(previous, moved, _stop_timeout(options, layout))
                 previous.define([])
             if changed:
@@ -222,8 +228,9 @@ def _remove_all(backend: Backend, names: t.Sequence[str], timeout: float) -> Non
 
 
 def _state_paths(layout: Layout) -> list[str]:
-    names = ("compose.yaml", "images.json", "plan.json", "record.json", "services", "logs", "supervisor")
-    return [f"{layout.root}/{name}" for name in names]
+    names = ["compose.yaml", "images.json", "plan.json", "record.json", "services", "logs", "supervisor"]
+    names += ["audio-image-files", "image-build.lock"]
+    return [*(f"{layout.root}/{name}" for name in names), *glob.glob(f"{glob.escape(layout.root)}/.image-build-*")]
 
 
 def _remove(path: str) -> None:

@@ -170,6 +170,9 @@ class SupervisorBackend:
     def pending(self, _desired: t.Sequence[Desired]) -> bool:
         return False
 
+    def judge(self, _desired: t.Sequence[Desired]) -> None:
+        """Nothing to do: each service is judged by the plan."""
+
     def define(self, _desired: t.Sequence[Desired]) -> None:
         """Nothing to do: each service has a program file of its own."""
 

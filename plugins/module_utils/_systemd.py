@@ -143,6 +143,9 @@ class SystemdBackend:
     def pending(self, _desired: t.Sequence[Desired]) -> bool:
         return False
 
+    def judge(self, _desired: t.Sequence[Desired]) -> None:
+        """Nothing to do: each service is judged by the plan."""
+
     def define(self, _desired: t.Sequence[Desired]) -> None:
         """Nothing to do: each service has a unit of its own."""
 

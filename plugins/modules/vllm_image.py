@@ -25,6 +25,7 @@ attributes:
     support: full
     details:
       - With O(pull=always) it can not tell whether the registry has a newer image, and predicts no change.
+      - Whether an image decodes audio is not known before it and the model are on the host.
   diff_mode:
     support: full
   idempotent:

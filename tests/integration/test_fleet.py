@@ -114,16 +114,16 @@ def test_a_summary_is_shown_even_if_no_host_is_reached(playbook: str, limit: lis
     assert written["counts"]["hosts_unreachable"] == len(written["hosts"]) == len(names)
 
 
-def test_a_host_that_is_lost_while_it_is_asked(boxes: list[Box], tmp_path: Path) -> None:
-    """SSH is cut in the middle: tried again until it is back."""
-    services = [boxes[0].service("chat")]
-    assert boxes[0].deploy(services).rc == 0
-    # The real ssh connection plugin over a stand-in for the program: it runs the command here, or is cut.
-    ssh, cuts = tmp_path / "ssh", tmp_path / "cuts"
+def cut_connection(directory: Path, module: str, times: int) -> dict[str, object]:
+    """Variables of a host whose SSH connection is cut so many times when a module is to run.
+
+    The real ssh connection plugin over a stand-in for the program, which runs the command here, or is cut.
+    """
+    ssh, cuts = directory / "ssh", directory / "cuts"
     ssh.write_text(
         f"""#!/bin/sh
 for last; do :; done
-case "$last" in *AnsiballZ_vllm_probe.py*)
+case "$last" in *AnsiballZ_{module}.py*)
     if [ -s {cuts} ]; then
         sed -i 1d {cuts}
         echo 'Connection to gpu-01 closed by remote host.' >&2
@@ -134,16 +134,38 @@ exec /bin/sh -c "$last"
 """
     )
     ssh.chmod(0o755)
-    cuts.write_text("one\ntwo\n")
-    run = boxes[0].play(
-        "validate", services, ansible_connection="ssh", ansible_ssh_executable=str(ssh),
-        ansible_ssh_transfer_method="piped",
-    )  # fmt: skip
+    cuts.write_text("once\n" * times)
+    # Without pipelining the command names the module's file.
+    return {
+        "ansible_connection": "ssh", "ansible_ssh_executable": str(ssh), "ansible_ssh_transfer_method": "piped",
+        "ansible_pipelining": False,
+    }  # fmt: skip
+
+
+def test_a_host_that_is_lost_while_it_is_asked(boxes: list[Box], tmp_path: Path) -> None:
+    """SSH is cut in the middle: tried again until it is back."""
+    services = [boxes[0].service("chat")]
+    assert boxes[0].deploy(services).rc == 0
+    run = boxes[0].play("validate", services, **cut_connection(tmp_path, "vllm_probe", 2))
     assert run.rc == 0, run.output
     assert "[gpu-01] no connection, trying again for 60 s: " in run.output
     assert "closed by remote host" in run.output
-    assert cuts.read_text() == ""
+    assert (tmp_path / "cuts").read_text() == ""
     assert "1 host, 1 service: it answers" in run.output
+
+
+@pytest.mark.parametrize("module", ["modelscope_model", "vllm_stack"])
+def test_the_only_host_is_lost_on_the_way(boxes: list[Box], tmp_path: Path, module: str) -> None:
+    """The summary and the report say so, and the same command repairs it."""
+    services = [boxes[0].service("chat")]
+    run = boxes[0].deploy(services, **cut_connection(tmp_path, module, 1))
+    assert run.rc == 2, run.output
+    assert "UNREACHABLE: gpu-01" in run.output
+    assert boxes[0].report()["counts"]["hosts_unreachable"] == 1
+    assert not (boxes[0].root / "plan.json").exists()
+    again = boxes[0].deploy(services, **cut_connection(tmp_path, module, 0))
+    assert again.rc == 0, again.output
+    assert "1 host, 1 service: it answers" in again.output
 
 
 def test_validate_is_one_table_over_many_services(boxes: list[Box], tmp_path: Path) -> None:

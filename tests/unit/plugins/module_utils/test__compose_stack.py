@@ -36,15 +36,25 @@ class FakeDocker:
         self.containers: dict[str, dict[str, t.Any]] = {}
         self.calls: list[str] = []
         self.refuse: dict[str, str] = {}
+        self.judged: t.Any = None
+        self.refusal = ""
 
     def __call__(self, argv: t.Sequence[str], timeout: float) -> CommandResult:
         words = list(argv[1:])
-        verb = words[0] if words[0] != "compose" else "compose " + ("version" if "version" in words else "up")
+        verb = words[0]
+        if verb == "compose":
+            verb += " " + next(word for word in ("version", "config", "up") if word in words)
         handler = getattr(self, "do_" + verb.replace(" ", "_"))
         result: CommandResult = handler(words)
         return result
 
     def do_ps(self, words: list[str]) -> CommandResult:
+        if any("oneoff" in word for word in words):
+            chosen = [
+                name for name, entry in self.containers.items()
+                if entry["Config"]["Labels"].get("com.docker.compose.oneoff") == "True"
+            ]  # fmt: skip
+            return CommandResult(0, "\n".join(chosen), "")
         if "--format" in words:
             return CommandResult(0, "\n".join(self.containers), "")
         label = words[words.index("--filter") + 1].removeprefix("label=")
@@ -57,6 +67,10 @@ class FakeDocker:
 
     def do_compose_version(self, words: list[str]) -> CommandResult:
         return CommandResult(0, "2.26.1\n", "")
+
+    def do_compose_config(self, words: list[str]) -> CommandResult:
+        self.judged = yaml.safe_load(Path(words[words.index("--file") + 1]).read_text(encoding="utf-8"))
+        return CommandResult(1 if self.refusal else 0, "", self.refusal)
 
     def do_compose_up(self, words: list[str]) -> CommandResult:
         assert "--no-recreate" in words
@@ -80,7 +94,8 @@ class FakeDocker:
 
     def do_rm(self, words: list[str]) -> CommandResult:
         self.calls.append("rm " + words[-1])
-        del self.containers[words[-1]]
+        for name in words[3:]:
+            del self.containers[name]
         return CommandResult(0, "", "")
 
     def do_unpause(self, words: list[str]) -> CommandResult:
@@ -226,6 +241,50 @@ def test_a_container_of_somebody_else_is_not_taken_over(layout: Layout, docker: 
         ComposeBackend(layout, docker).check(["a"])
     assert caught.value.code == "stack.foreign_container"
     ComposeBackend(layout, docker).check([])
+
+
+def test_compose_judges_the_file_before_anything_is_touched(layout: Layout, docker: FakeDocker) -> None:
+    backend = ComposeBackend(layout, docker)
+    wanted = [desired(layout, "a")]
+    backend.judge(wanted)
+    assert list(docker.judged["services"]) == ["a"]
+    docker.refusal = "services.deploy.resources.limits Additional property memori is not allowed"
+    with pytest.raises(FleetError) as caught:
+        backend.judge(wanted)
+    assert caught.value.code == "stack.bad_compose"
+    assert "memori" in caught.value.seen
+    assert not Path(layout.root, "compose.yaml").exists()
+    backend.judge([])
+
+
+def test_files_that_can_not_be_given_away(layout: Layout, docker: FakeDocker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    with pytest.raises(FleetError) as caught:
+        ComposeBackend(layout, docker).judge([desired(layout, "a")])
+    assert caught.value.code == "stack.not_root"
+
+
+def test_a_container_that_a_person_runs_beside_a_service_is_not_the_service(layout: Layout, docker: FakeDocker) -> None:
+    wanted = [desired(layout, "a")]
+    labels = {f"gpufleet.vllm.{key}": value for key, value in (("root", layout.root), ("service", "a"))}
+    docker.containers["a-run-1"] = container({**labels, "com.docker.compose.oneoff": "True"})
+    assert converge(layout, docker, wanted) == {"a": "created"}
+    assert converge(layout, docker, wanted) == {"a": "unchanged"}
+    assert converge(layout, docker, []) == {"a": "removed"}
+    assert converge(layout, docker, []) == {}
+    ComposeBackend(layout, docker).shutdown(1.0)
+    assert docker.containers == {}
+
+
+def test_the_compose_file_is_root_s_alone(layout: Layout, docker: FakeDocker) -> None:
+    wanted = [desired(layout, "a")]
+    converge(layout, docker, wanted)
+    path = Path(layout.root, "compose.yaml")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    assert ComposeBackend(layout, docker).pending(wanted)
+    converge(layout, docker, wanted)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_paused_container_goes_on(layout: Layout, docker: FakeDocker) -> None:

@@ -133,12 +133,13 @@ def test_our_own_listener_is_found() -> None:
     assert _host.listeners({port}, {}, {}) == []
 
 
-def test_the_proxy_of_a_published_port_is_the_service_s(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("listener", ["docker-proxy", "dockerd", None])
+def test_who_listens_on_a_published_port_is_the_service(monkeypatch: pytest.MonkeyPatch, listener: str | None) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        monkeypatch.setattr(_host, "_process_name", lambda _pid: "docker-proxy")
+        monkeypatch.setattr(_host, "_process_name", lambda _pid: listener)
         (ours,) = _host.listeners({port}, {}, {port: "qwen-vl"})
         (other,) = _host.listeners({port}, {}, {port + 1: "qwen-vl"})
     assert (ours["service"], other["service"]) == ("qwen-vl", None)

@@ -318,7 +318,7 @@ def test_the_second_deploy_is_told_who_holds_the_lock(layout: Layout) -> None:
         with pytest.raises(FleetError) as caught, _stack.exclusive(layout):
             pass
         assert caught.value.code == "stack.locked"
-        assert f"pid {os.getpid()} since" in caught.value.seen
+        assert f"pid {os.getpid()} of " in caught.value.seen
     with _stack.exclusive(layout):
         pass
 
