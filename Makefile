@@ -66,7 +66,7 @@ check: dev-setup ## The quick gates: format, lint, types, unit tests, sanity on 
 	@$(GATES) --check
 
 .PHONY: test
-test: lab-tools ## Every gate: check, both ansible-core series, integration, tarball, docs, changelog, Galaxy's import
+test: lab-tools ## Every gate: check, both ansible-core series, tarball, docs, Galaxy's import, Molecule scenarios, integration
 	@$(GATES) --all
 
 .PHONY: format
@@ -135,8 +135,9 @@ clean: ## Remove .venv, build/ and the tools' caches of this checkout
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: clean-cache
-clean-cache: ## Remove the environments that the gates keep outside this checkout
+clean-cache: ## Remove the environments, images and engines that the gates keep outside this checkout
 	@cache="$${GPUFLEET_CACHE:-$${XDG_CACHE_HOME:-$${HOME:-$$(getent passwd "$$(id -u)" | cut -d: -f6)}/.cache}/gpufleet-vllm}"; \
-	for name in venv ansible-test; do \
+	[ ! -d "$$cache/lab" ] || PYTHONPATH=tests/lab "$(or $(PYTHON),python3)" -m gpu_lab stop; \
+	for name in venv ansible-test lab nvidia-sim; do \
 	    [ ! -d "$$cache/$$name" ] || { echo "removing $$cache/$$name"; rm -rf "$$cache/$$name"; }; \
 	done
