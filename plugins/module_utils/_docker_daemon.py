@@ -310,7 +310,7 @@ class Applier:
             "changed": bool(keys) or action != NOTHING or (daemon.state != MISSING and not daemon.enabled),
             "action": action,
             "reasons": why,
-            "keys": keys,
+            "changed_keys": keys,
             "containers": list(daemon.containers or ()),
             "gpu_containers": list(daemon.gpu_containers),
             "not_running_again": [],

@@ -119,7 +119,7 @@ reasons:
   type: list
   elements: str
   sample: ["changed: log-driver, log-opts"]
-keys:
+changed_keys:
   description: The settings that changed.
   returned: success
   type: list

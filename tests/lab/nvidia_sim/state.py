@@ -282,7 +282,7 @@ def _chosen(faults: Data, name: str, count: int) -> set[int]:
 
 
 def _in_range(number: object, count: int, name: str) -> None:
-    if type(number) is not int or not 0 <= number < count:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < count:
         raise SimError(f"{name} names GPU {number!r}", f"an index below {count}", "correct it, or raise count")
 
 

@@ -143,7 +143,7 @@ def test_a_second_run_changes_nothing_and_keeps_the_layout(file: Path) -> None:
     before = file.read_bytes()
     machine = Machine()
     result = run(file, machine, config={"live-restore": True})
-    assert (result["changed"], result["action"], result["keys"], machine.verbs) == (False, "none", [], [])
+    assert (result["changed"], result["action"], result["changed_keys"], machine.verbs) == (False, "none", [], [])
     assert "diff" not in result
     assert file.read_bytes() == before
 
@@ -288,7 +288,7 @@ def test_an_allowed_restart_says_which_containers_are_gone(file: Path) -> None:
 def test_a_restart_for_another_reason(file: Path) -> None:
     write(file, {})
     result = run(file, Machine(), restart_reasons=["the toolkit is new"])
-    assert (result["action"], result["reasons"], result["keys"]) == ("restarted", ["the toolkit is new"], [])
+    assert (result["action"], result["reasons"], result["changed_keys"]) == ("restarted", ["the toolkit is new"], [])
     with pytest.raises(FleetError, match="the toolkit is new"):
         run(file, Machine(containers={"a": True}), restart_reasons=["the toolkit is new"])
 
@@ -296,7 +296,7 @@ def test_a_restart_for_another_reason(file: Path) -> None:
 def test_an_interrupted_run_is_finished_by_the_next(file: Path) -> None:
     write(file, {"log-driver": "json-file", "log-opts": LOG}, age=-60)
     result = run(file, Machine(), log_opts=LOG)
-    assert (result["changed"], result["action"], result["keys"]) == (True, "restarted", [])
+    assert (result["changed"], result["action"], result["changed_keys"]) == (True, "restarted", [])
     assert "newer than the daemon" in result["reasons"][0]
 
 

@@ -33,7 +33,7 @@ def no_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_check_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "daemon.json"
     result = call(capsys, path=str(file), nvidia_runtime=True, config={"debug": True}, _ansible_check_mode=True)
-    assert (result["changed"], result["action"], result["keys"]) == (True, "none", ["debug", "runtimes"])
+    assert (result["changed"], result["action"], result["changed_keys"]) == (True, "none", ["debug", "runtimes"])
     assert "nvidia-container-runtime" in result["diff"]["after"]
     assert not file.exists()
 
