@@ -38,11 +38,10 @@ ALLOWED = re.compile(
     | docs/[\w./-]+\.(md|rst|yml|yaml|txt|svg|png)
     | changelogs/(config\.yaml|changelog\.yaml|fragments/[\w.-]+\.(yml|yaml))
     | inventory/[\w./-]+\.(yml|yaml|ini|md)
-    | extensions/[\w./-]+\.(yml|yaml|py|md|json|j2)
     """,
     re.VERBOSE,
 )
-SHIPPED = ("changelogs/", "docs/", "extensions/", "inventory/", "meta/", "playbooks/", "plugins/", "roles/")
+SHIPPED = ("changelogs/", "docs/", "inventory/", "meta/", "playbooks/", "plugins/", "roles/")
 """Every source file in these directories is in the tarball."""
 REQUIRED = ("MANIFEST.json", "FILES.json", "README.md", "LICENSE", "meta/runtime.yml", "changelogs/config.yaml")
 LARGEST = 20 * 1024 * 1024
