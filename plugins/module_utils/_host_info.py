@@ -34,6 +34,11 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         leaving, ports_left, _ignored = _running(make_backend(before, layout, user=user))
         pids = {**{name: status.pid for name, status in leaving.items() if status.pid}, **pids}
         published = {**ports_left, **published}
+    listening = _host.listeners(set(ports), pids, published)
+    if any(entry["process"] in _host.PUBLISHERS and not entry["service"] for entry in listening):
+        # A deploy whose controller was killed may still start or stop containers here: what was not there a moment ago,
+        # or is not any more, was ours as well.
+        listening = _host.listeners(set(ports), pids, {**published, **_running(backend)[1]})
     applied = read_json(layout.plan) or {}
     record = read_json(layout.record) or {}
     nvidia = _nvidia_probe.gather()
@@ -41,7 +46,7 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         **_host.system(),
         "runtime": resolve_runtime(runtime),
         "filesystems": _host.filesystems(paths),
-        "listening": _host.listeners(set(ports), pids, published),
+        "listening": listening,
         "services": {name: status.as_dict() for name, status in services.items()},
         "services_problem": problem,
         "user_exists": user_exists(user),

@@ -75,7 +75,26 @@ def test_ports_of_services_that_move_over_are_ours(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(
         _host_info, "make_backend", lambda name, *a, **k: Compose() if name == "compose" else made(name, *a, **k)
     )
-    monkeypatch.setattr(_host_info._host, "listeners", lambda *arguments: asked.append(arguments))
+
+    def listeners(*arguments: t.Any) -> list[dict[str, t.Any]]:
+        asked.append(arguments)
+        return []
+
+    monkeypatch.setattr(_host_info._host, "listeners", listeners)
     (tmp_path / "plan.json").write_text('{"runtime": "compose"}')
     assert gather(tmp_path)["services"] == {}
     assert asked == [({1}, {"a": 42}, {8000: "a"})]
+
+
+def test_a_container_that_comes_while_the_facts_are_read_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deploy whose controller was killed goes on for a moment on the host."""
+    snapshots = iter([({}, {}, ""), ({}, {8000: "a"}, "")])
+    monkeypatch.setattr(_host_info, "_running", lambda _backend: next(snapshots))
+
+    def listeners(_ports: t.Any, _pids: t.Any, published: dict[int, str]) -> list[dict[str, t.Any]]:
+        return [{"port": 8000, "process": "docker-proxy", "service": published.get(8000)}]
+
+    monkeypatch.setattr(_host_info._host, "listeners", listeners)
+    assert [entry["service"] for entry in gather(tmp_path)["listening"]] == ["a"]
