@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from fleet_box import MODEL, REPOSITORY, Box, make_model
 from model_hub import Hub, add_model
+from module_host import MODEL as TINY
+from module_host import Host, make_source
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -48,3 +50,38 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def box(hub: Hub) -> Iterator[Box]:
     with Box(hub.endpoint) as made:
         yield made
+
+
+# --- a module as a process of its own ---
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_source(tmp_path / "source")
+
+
+@pytest.fixture
+def root(tmp_path: Path, source: Path) -> Path:
+    """A hub's directory with the source as a model."""
+    directory = tmp_path / "hub"
+    directory.mkdir()
+    add_model(directory, TINY, source, tag="v1", copy=True)
+    return directory
+
+
+@pytest.fixture
+def repo(root: Path) -> Iterator[Hub]:
+    """A hub that serves it, large files from another host name."""
+    with Hub(root, lfs_base="http://localhost:{port}") as running:
+        yield running
+
+
+@pytest.fixture
+def host(tmp_path: Path, repo: Hub) -> Host:
+    return Host(tmp_path, repo.endpoint)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the model goes; nothing is there."""
+    return tmp_path / "models/tiny"

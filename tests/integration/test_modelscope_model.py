@@ -7,163 +7,38 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ansible
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import HubClient, parse_endpoint
-from model_hub import Fault, Hub, add_model, hostile_rows
+from model_hub import Fault, Hub, hostile_rows
 from model_hub.server import Access
-
-MODEL = "acme/tiny"
-TOKEN = "ms-0123456789abcdef-secret"
-WEIGHTS = 6_000_000
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-RUNNER = """
-import atexit, json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.gpufleet.vllm.plugins.modules import {module} as module
-# Not getrusage: its peak includes that of the parent this process was forked from.
-peak = lambda: next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-atexit.register(lambda: print("RSS", peak(), file=sys.stderr))
-with patch_module_args(json.load(sys.stdin)):
-    module.main()
-"""
-
-
-@functools.cache
-def pythons() -> list[str]:
-    """This interpreter, and the oldest one that managed hosts may have, where it is installed."""
-    found = [sys.executable]
-    for name in ("python3.9", *map(str, Path.home().glob(".pyenv/versions/3.9*/bin/python"))):
-        path = shutil.which(name)
-        if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
-            return [*found, path]
-    return found
-
-
-class Host:
-    """A host on which modules run: its Python finds nothing but the module's own world."""
-
-    def __init__(self, directory: Path, endpoint: str) -> None:
-        self.endpoint, self.home = endpoint, directory / "home"
-        self.home.mkdir()
-        self.library = directory / "library"
-        (self.library / "ansible_collections/gpufleet").mkdir(parents=True)
-        (self.library / "ansible").symlink_to(Path(ansible.__file__).parent)
-        (self.library / "ansible_collections/gpufleet/vllm").symlink_to(REPOSITORY)
-        self.python, self.rss = sys.executable, 0
-
-    def start(self, module: str = "modelscope_model", **args: Any) -> subprocess.Popen[str]:
-        options = {"model": MODEL, "endpoint": self.endpoint, **args}
-        environment = {"HOME": str(self.home), "PYTHONPATH": str(self.library), "PATH": os.environ["PATH"]}
-        process = subprocess.Popen(
-            [self.python, "-c", RUNNER.format(module=module)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(options))
-        process.stdin.close()
-        process.stdin = None
-        return process
-
-    def result(self, process: subprocess.Popen[str]) -> dict[str, Any]:
-        out, err = process.communicate(timeout=60)
-        assert "Traceback" not in out + err, out + err
-        self.rss = int(err.rpartition("RSS ")[2])
-        answer: dict[str, Any] = json.loads(out)
-        assert (process.returncode != 0) == bool(answer.get("failed"))
-        assert TOKEN not in out + err
-        assert "auth_key" not in out + err
-        return answer
-
-    def run(self, module: str = "modelscope_model", **args: Any) -> dict[str, Any]:
-        """Run a module that has to succeed."""
-        answer = self.result(self.start(module, **args))
-        assert not answer.get("failed"), answer
-        return answer
-
-    def fail(self, code: str, **args: Any) -> str:
-        """Run a module that has to fail with ``code``; returns its message."""
-        answer = self.result(self.start(**args))
-        assert answer.get("code") == code, answer
-        assert all(answer[key] for key in ("msg", "seen", "expected", "remedy"))
-        return str(answer["msg"])
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    directory = tmp_path / "source"
-    (directory / "sub").mkdir(parents=True)
-    (directory / "config.json").write_text('{"architectures": []}')
-    (directory / "model.safetensors").write_bytes(random.Random(1).randbytes(WEIGHTS))
-    (directory / "sub/tokenizer.json").write_text("{}")
-    (directory / "sub/twin.json").write_text("{}")
-    (directory / "empty.txt").write_text("")
-    return directory
-
-
-@pytest.fixture
-def root(tmp_path: Path, source: Path) -> Path:
-    directory = tmp_path / "hub"
-    directory.mkdir()
-    add_model(directory, MODEL, source, tag="v1", copy=True)
-    return directory
-
-
-@pytest.fixture
-def repo(root: Path) -> Iterator[Hub]:
-    with Hub(root, lfs_base="http://localhost:{port}") as running:
-        yield running
-
-
-@pytest.fixture
-def host(tmp_path: Path, repo: Hub) -> Host:
-    return Host(tmp_path, repo.endpoint)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "models/tiny"
-
-
-def tree(directory: Path) -> dict[str, bytes]:
-    return {
-        str(item.relative_to(directory)): item.read_bytes()
-        for item in directory.rglob("*")
-        if item.is_file() and ".gpufleet" not in item.parts
-    }
-
-
-def total(directory: Path) -> int:
-    return sum(len(data) for data in set(tree(directory).values()))
-
-
-def nothing_but_the_model(path: Path) -> bool:
-    return os.listdir(path.parent) == [path.name] and os.listdir(path / ".gpufleet") == ["manifest.json"]
-
-
-def everything(base: Path) -> list[str]:
-    return sorted(str(item.relative_to(base)) for item in base.rglob("*"))
+from module_host import (
+    MODEL,
+    TOKEN,
+    WEIGHTS,
+    Host,
+    everything,
+    new_revision,
+    nothing_but_the_model,
+    official,
+    pythons,
+    small_disk,
+    total,
+    tree,
+    wait_for,
+)
 
 
 def parts(path: Path) -> int:
@@ -171,24 +46,6 @@ def parts(path: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         return sum(item.stat().st_size for item in (path.parent / f".{path.name}.gpufleet/parts").iterdir())
     return 0
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within 20 s"
-        time.sleep(0.01)
-
-
-def new_revision(root: Path, source: Path, tmp_path: Path) -> dict[str, bytes]:
-    """Move master: one file changed, one new, one gone. Returns the new tree."""
-    following = tmp_path / "following"
-    shutil.copytree(source, following)
-    (following / "model.safetensors").write_bytes(random.Random(2).randbytes(WEIGHTS))
-    (following / "new.txt").write_text("new")
-    (following / "sub/twin.json").unlink()
-    add_model(root, MODEL, following)
-    return tree(following)
 
 
 # --- the straight way ---
@@ -497,18 +354,6 @@ def test_without_the_hub(root: Path, path: Path, tmp_path: Path) -> None:
 # --- the disk ---
 
 
-@contextlib.contextmanager
-def small_disk(directory: Path, size: int) -> Iterator[Path]:
-    directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small disk needs root; the unit tests cover the check itself")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
-
-
 def test_a_disk_that_is_too_small(host: Host, repo: Hub, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 4_000_000) as disk:
         for check_mode in (True, False):
@@ -547,21 +392,6 @@ def test_a_mount_point(host: Host, root: Path, source: Path, tmp_path: Path) -> 
 
 
 # --- beside the official client ---
-
-
-def official(host: Host, repo: Hub, path: Path) -> subprocess.CompletedProcess[str]:
-    command = Path(sys.executable).with_name("modelscope")
-    if not command.is_file():
-        pytest.fail(f"{command} does not exist. Install the pinned official client: modelscope==1.40.2")
-    environment = {"HOME": str(host.home), "PATH": os.environ["PATH"], "MODELSCOPE_ENDPOINT": repo.endpoint}
-    return subprocess.run(
-        [str(command), "download", "--model", MODEL, "--local_dir", str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
 
 
 def test_a_directory_of_the_official_client_is_adopted(host: Host, repo: Hub, source: Path, path: Path) -> None:
