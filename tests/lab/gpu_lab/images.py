@@ -5,7 +5,8 @@
 """The root file systems of hosts: Debian with systemd and sshd (``bare``), and the same with Docker and Compose.
 
 ``mmdebstrap`` makes the bare one and fetches Docker's packages beside it. Docker is then installed from those, in a
-container, as a person would: so the packages that a host without Docker can get are known to install.
+container, as a person would: so the packages that a host without Docker can get are known to install. Packages that
+only some hosts need (``OFFERED``) are in the same source, and in no image.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ BASE = (
     "ca-certificates", "curl", "dbus", "iproute2", "kmod", "openssh-server", "procps", "python3", "python3-apt", "sudo",
     "systemd-sysv",
 )  # fmt: skip
+OFFERED = ("docker-registry", "nginx")
+"""What a host can install from its package source beside Docker: a mirror's and a registry's programs."""
 UNREAD = ("doc", "info", "lintian", "locale", "man")
 INSTALL = """
 set -eu
@@ -49,7 +52,7 @@ class Family:
 
     @property
     def digest(self) -> str:
-        return digest_of(self, BASE, CUSTOMIZE.read_text(), INIT.read_text())
+        return digest_of(self, BASE, OFFERED, CUSTOMIZE.read_text(), INIT.read_text())
 
     @property
     def directory(self) -> Path:
@@ -95,7 +98,7 @@ def _bootstrap(family: Family, mirror: str, security: str | None) -> None:
         sources = [f"deb {mirror} {family.suite} main", f"deb {mirror} {family.suite}-updates main"]
         sources += [f"deb {security} {family.suite}-security main"] if security else []
         borrowed = [package for suite, package in family.borrowed]
-        wanted = [package for package in family.docker if package not in borrowed]
+        wanted = [*(package for package in family.docker if package not in borrowed), *OFFERED]
         fetch = f"APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -qq -y --download-only install {' '.join(wanted)}"
         options = ["--quiet", "--variant=minbase", f"--include={','.join(BASE)}"]
         options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD]
