@@ -20,6 +20,24 @@ options:
       - A branch or tag is resolved to its commit once per run; the listing and every file are taken from that commit.
     type: str
     default: master
+  include:
+    description:
+      - Shell patterns; only files whose whole path matches one of them are taken. As with the official client V(*)
+        also matches V(/), and V(.*) means V(*) too.
+      - Empty means all files.
+    type: list
+    elements: str
+    default: []
+  exclude:
+    description:
+      - Shell patterns like O(include); files that match one of them are left out. Applied after O(include).
+    type: list
+    elements: str
+    default: []
+"""
+
+    CONNECTION = r"""
+options:
   endpoint:
     description:
       - Base URL of the hub, with V(https://) when no scheme is given. It may have a path, for a mirror below one.
@@ -40,20 +58,6 @@ options:
         the total time.
     type: float
     default: 60.0
-  include:
-    description:
-      - Shell patterns; only files whose whole path matches one of them are taken. As with the official client V(*)
-        also matches V(/), and V(.*) means V(*) too.
-      - Empty means all files.
-    type: list
-    elements: str
-    default: []
-  exclude:
-    description:
-      - Shell patterns like O(include); files that match one of them are left out. Applied after O(include).
-    type: list
-    elements: str
-    default: []
 notes:
   - Needs Python 3.9 or newer and its standard library on the managed host, nothing else.
   - Proxies are taken from the environment (E(HTTPS_PROXY), E(HTTP_PROXY), E(NO_PROXY)); loopback addresses never go

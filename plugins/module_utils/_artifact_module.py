@@ -42,7 +42,15 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         outcome = _artifact.absent(request)
     else:
         outcome = _artifact.present(request, hub_client(params), verify=params["state"] == "verified")
-    result = {
+    result = as_result(outcome)
+    if module._diff:
+        result["diff"] = as_diff(outcome, request.model)
+    return result
+
+
+def as_result(outcome: _artifact.Outcome) -> dict[str, Any]:
+    """What modelscope_model returns about an artifact, the warnings included."""
+    return {
         "changed": outcome.changed,
         "commit": outcome.commit,
         "path": outcome.path,
@@ -53,15 +61,17 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         "warnings": outcome.warnings,
         **_described(outcome.entries),
     }
-    if module._diff:
-        header = f"{outcome.path} ({request.model})"
-        result["diff"] = {
-            "before_header": header,
-            "after_header": header,
-            "before": outcome.before,
-            "after": outcome.after,
-        }
-    return result
+
+
+def as_diff(outcome: _artifact.Outcome, model: str) -> dict[str, Any]:
+    """Before and after, as Ansible shows them."""
+    header = f"{outcome.path} ({model})"
+    return {
+        "before_header": header,
+        "after_header": header,
+        "before": outcome.before,
+        "after": outcome.after,
+    }
 
 
 def run_info(module: AnsibleModule) -> dict[str, Any]:

@@ -26,17 +26,28 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import (
 )
 
 
-def hub_argument_spec() -> dict[str, Any]:
-    """A new argument spec with the fragment's options; add the module's own."""
+def connection_argument_spec() -> dict[str, Any]:
+    """How to reach the hub: the options of the fragment's section ``connection``."""
     return {
-        "model": {"type": "str", "required": True},
-        "revision": {"type": "str", "default": DEFAULT_REVISION},
         "endpoint": {"type": "str", "default": DEFAULT_ENDPOINT, "fallback": (env_fallback, ["MODELSCOPE_ENDPOINT"])},
         "token": {"type": "str", "no_log": True, "fallback": (env_fallback, ["MODELSCOPE_API_TOKEN"])},
         "timeout": {"type": "float", "default": 60.0},
+    }
+
+
+def selection_argument_spec() -> dict[str, Any]:
+    """What to take from the hub: the options of the fragment's own section."""
+    return {
+        "model": {"type": "str", "required": True},
+        "revision": {"type": "str", "default": DEFAULT_REVISION},
         "include": {"type": "list", "elements": "str", "default": []},
         "exclude": {"type": "list", "elements": "str", "default": []},
     }
+
+
+def hub_argument_spec() -> dict[str, Any]:
+    """A new argument spec with both sections' options; add the module's own."""
+    return {**selection_argument_spec(), **connection_argument_spec()}
 
 
 def hub_client(params: dict[str, Any]) -> HubClient:

@@ -22,6 +22,7 @@ description:
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
   - gpufleet.vllm._hub
+  - gpufleet.vllm._hub.connection
 attributes:
   check_mode:
     support: full

@@ -18,6 +18,7 @@ extends_documentation_fragment:
   - gpufleet.vllm._attributes
   - gpufleet.vllm._attributes.info_module
   - gpufleet.vllm._hub
+  - gpufleet.vllm._hub.connection
 seealso:
   - module: gpufleet.vllm.modelscope_model
 """
