@@ -340,6 +340,21 @@ def test_requests_are_counted_with_their_headers(hub: Hub) -> None:
     assert len(hub.requests) == 0
 
 
+def test_requests_at_the_same_time_are_told_from_those_after_each_other(hub: Hub) -> None:
+    for _unused in range(2):
+        assert get(hub, signed_url(hub)).error is None
+        hub.requests.settle()
+    assert (hub.requests.at_once("lfs/*"), hub.requests.connections("lfs/*"), hub.requests.at_once("none")) == (1, 2, 0)
+    hub.faults.add(Fault(match="lfs/*", stall_after=1))
+    threads = [threading.Thread(target=get, args=(hub, signed_url(hub)), daemon=True) for _unused in range(3)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while hub.requests.count("lfs/*") < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (hub.requests.at_once("lfs/*"), hub.requests.connections("lfs/*")) == (3, 5)
+
+
 @pytest.mark.parametrize("offer", [{"Authorization": f"Bearer {TOKEN}"}, {"Cookie": f"m_session_id={TOKEN}"}])
 def test_private_and_gated_models(root: Path, source: Path, tmp_path: Path, offer: dict[str, str]) -> None:
     with Hub(root, access=Access(tokens=[TOKEN], private=[MODEL])) as hub:

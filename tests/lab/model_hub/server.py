@@ -54,7 +54,8 @@ _NOT_FOUND_TEXT = "获取模型信息失败，信息：record not found"
 @dataclass
 class Request:
     """One request as the hub saw it. ``headers`` has lower-case names; ``sent`` counts body bytes and grows while the
-    answer is on its way; ``done`` once it is over."""
+    answer is on its way; ``done`` once it is over, and ``ended`` says when (``began`` when it came, by one clock).
+    ``peer`` is the client's port: requests that share it came over one connection."""
 
     op: str
     target: str
@@ -65,6 +66,9 @@ class Request:
     status: int = 0
     sent: int = 0
     done: bool = False
+    peer: int = 0
+    began: float = 0.0
+    ended: float = float("inf")
 
 
 class RequestLog:
@@ -109,6 +113,20 @@ class RequestLog:
     def counts(self) -> Counter[str]:
         """Requests per target."""
         return Counter(request.target for request in self)
+
+    def at_once(self, match: str = "*") -> int:
+        """How many of the requests whose target matches were being answered at the same time, at most."""
+        chosen = self.select(match)
+        edges = [(request.began, 1) for request in chosen] + [(request.ended, -1) for request in chosen]
+        most = now = 0
+        for _moment, step in sorted(edges):
+            now += step
+            most = max(most, now)
+        return most
+
+    def connections(self, match: str = "*") -> int:
+        """How many connections the requests whose target matches came over."""
+        return len({request.peer for request in self.select(match)})
 
     def sent(self, match: str = "*") -> int:
         """Body bytes sent for the targets that match, once every answer is over."""
@@ -327,8 +345,8 @@ class _Handler(BaseHTTPRequestHandler):
         route = _route(unquote(url.path), query)
         headers = {key.lower(): value for key, value in self.headers.items()}
         request = Request(route.op, route.target, self.command, url.path, query, headers)
+        request.peer, request.began = self.client_address[1], time.monotonic()
         self.hub.requests.append(request)
-        began = time.monotonic()
         try:
             self._serve(route, request)
         except Cut:
@@ -336,8 +354,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (Stopping, OSError):
             self.close_connection = True
         finally:
-            request.done = True
-            self.hub.write_log(request, time.monotonic() - began)
+            request.ended, request.done = time.monotonic(), True
+            self.hub.write_log(request, request.ended - request.began)
 
     do_HEAD = do_GET
 
