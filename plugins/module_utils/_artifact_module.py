@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact, _manifest
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import check_model, check_revision, parse_endpoint
 from ansible_collections.gpufleet.vllm.plugins.module_utils._hub_options import hub_argument_spec, hub_client
+from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import CONNECTIONS, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
 _FOREIGN_SHOWN = 100
+_UNITS = {"": 1, "b": 1}
+_UNITS.update({f"{prefix}b": 1000**power for power, prefix in enumerate("kmg", 1)})
+_UNITS.update({f"{prefix}ib": 1024**power for power, prefix in enumerate("kmg", 1)})
+_UNITS.update({f"{prefix}bit": 1000**power // 8 for power, prefix in enumerate("kmg", 1)})
+_AMOUNT = re.compile(rf"([0-9]+(?:\.[0-9]+)?)\s*({'|'.join(sorted(_UNITS, key=len, reverse=True))})", re.IGNORECASE)
+
+
+def transfer_argument_spec() -> dict[str, Any]:
+    """How a model is brought to a host: the options of the fragment ``_transfer``."""
+    return {
+        "connections": {"type": "int", "default": CONNECTIONS},
+        "bandwidth": {"type": "str", "default": ""},
+        "retries": {"type": "int", "default": 8},
+        "allow_pickle": {"type": "bool", "default": False},
+        "engine": {"type": "str", "choices": ["native", "modelscope"], "default": "native"},
+        "client": {"type": "str", "default": "modelscope"},
+    }
 
 
 def argument_spec() -> dict[str, Any]:
@@ -29,7 +48,7 @@ def argument_spec() -> dict[str, Any]:
         **hub_argument_spec(),
         "path": {"type": "path", "aliases": ["local_dir"]},
         "state": {"type": "str", "choices": ["present", "absent", "verified"], "default": "present"},
-        "workers": {"type": "int", "default": 4},
+        **transfer_argument_spec(),
         "lock_timeout": {"type": "float", "default": 60.0},
     }
 
@@ -58,6 +77,7 @@ def as_result(outcome: _artifact.Outcome) -> dict[str, Any]:
         "adopted": outcome.adopted,
         "published": outcome.published,
         "foreign": list(outcome.foreign[:_FOREIGN_SHOWN]),
+        "left_out": list(outcome.left_out),
         "warnings": outcome.warnings,
         **_described(outcome.entries),
     }
@@ -87,24 +107,51 @@ def run_info(module: AnsibleModule) -> dict[str, Any]:
 
 def _request(params: dict[str, Any], check_mode: bool) -> _artifact.Request:
     model, revision = check_model(params["model"]), check_revision(params["revision"])
-    if params["workers"] < 1 or params["lock_timeout"] < 0:
+    return request_of(params, model, revision, params["path"] or _artifact.default_path(model, revision), check_mode)
+
+
+def request_of(params: dict[str, Any], model: str, revision: str, path: str, check_mode: bool) -> _artifact.Request:
+    """The request that the options describe, for one model. Raises FleetError for options that cannot be."""
+    if params["connections"] < 1 or params["lock_timeout"] < 0 or params["retries"] < 0:
         raise FleetError(
             "artifact.bad_option",
-            f"workers is {params['workers']} and lock_timeout {params['lock_timeout']}",
-            "at least one worker, and a lock_timeout of 0 or more seconds",
+            f"connections is {params['connections']}, retries {params['retries']} and lock_timeout "
+            f"{params['lock_timeout']}",
+            "at least one connection, and retries and a lock_timeout (seconds) of 0 or more",
             "Correct the options",
         )
     return _artifact.Request(
         model=model,
         revision=revision,
-        path=params["path"] or _artifact.default_path(model, revision),
+        path=path,
         endpoint=parse_endpoint(params["endpoint"]).url,
         include=tuple(params["include"]),
         exclude=tuple(params["exclude"]),
-        workers=params["workers"],
+        connections=params["connections"],
+        bandwidth=parse_bandwidth(params["bandwidth"]),
+        allow_pickle=params["allow_pickle"],
+        engine=params["engine"],
+        client=params["client"],
         lock_timeout=params["lock_timeout"],
         check_mode=check_mode,
+        policy=RetryPolicy(attempts=params["retries"] + 1),
     )
+
+
+def parse_bandwidth(text: str) -> int:
+    """Bytes per second of ``200MB``, ``1.5 GiB``, ``800Mbit`` or a number; 0 for an empty text. Raises FleetError."""
+    if not text.strip():
+        return 0
+    match = _AMOUNT.fullmatch(text.strip())
+    rate = int(float(match.group(1)) * _UNITS[match.group(2).lower()]) if match is not None else 0
+    if rate < 1024:
+        raise FleetError(
+            "artifact.bad_bandwidth",
+            f"bandwidth is {text!a}",
+            "bytes per second such as 200MB, 1.5GiB or 800Mbit, at least 1 KiB; empty for no limit",
+            "Correct bandwidth",
+        )
+    return rate
 
 
 def _described(entries: Sequence[_manifest.Entry]) -> dict[str, Any]:

@@ -13,20 +13,17 @@ plain http except to loopback; redirects only to http(s), never from https down 
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
+import contextlib
 import json
 import re
-import ssl
 import string
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import (
     is_directory,
@@ -34,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import (
     row_path,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import (
+    OverloadError,
     RangeRefusedError,
     RetryPolicy,
     TransientError,
@@ -41,7 +39,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import (
 )
 
 if TYPE_CHECKING:
+    from email.message import Message
+
     from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Entry
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._wire import Answer, Wire
 
 DEFAULT_ENDPOINT = "https://modelscope.cn"
 DEFAULT_REVISION = "master"
@@ -54,7 +55,7 @@ _LISTINGS_MAX = 4096
 _REDIRECTS_MAX = 5
 _UNREACHABLE_TRIES = 3
 _JSON_MAX = 64 * 1024 * 1024
-_PIECE = 64 * 1024
+_REFUSAL_MAX = 64 * 1024
 _NAMES_SHOWN = 20
 
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")
@@ -127,15 +128,6 @@ def check_revision(revision: str) -> str:
     return revision
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def safe_url(url: str) -> str:
     """A URL without what may be secret: user name, password, query, fragment."""
     try:
@@ -175,31 +167,18 @@ class Resolution:
         return self.commit or self.revision
 
 
-@dataclass
-class Answer:
-    """An HTTP answer whose body was not read yet."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    url: str
-    body: http.client.HTTPResponse
-
-    def close(self) -> None:
-        self.body.close()
-
-
 class FileStream:
     """A file's bytes as they arrive; the transfer's Stream."""
 
-    def __init__(self, answer: Answer, offset: int | None, total: int | None) -> None:
-        self.offset, self.total = offset, total
+    def __init__(self, answer: Answer, offset: int | None, total: int | None, whole: bool = False) -> None:
+        self.offset, self.total, self.whole = offset, total, whole
         kind = answer.headers.get_content_type()
         self.described = f"HTTP {answer.status}, {kind}, from {safe_url(answer.url)}"
         self._answer = answer
 
     def read(self, limit: int) -> bytes:
         # read1: a partial read is progress already, and what arrived before a stall is not lost.
-        return self._answer.body.read1(limit)
+        return self._answer.read1(limit)
 
     def close(self) -> None:
         self._answer.close()
@@ -223,10 +202,8 @@ class HubClient:
         self.token = self.token or None
         if self.token is not None:
             self._check_token(self.token)
-        context = ssl.create_default_context()
-        self._direct = _opener(urllib.request.ProxyHandler({}), context)
-        self._proxied = _opener(urllib.request.ProxyHandler(), context)
-        self._count = threading.Lock()
+        self._lock = threading.Lock()
+        self._wire: Wire | None = None
 
     def _check_token(self, token: str) -> None:
         if any(not 33 <= ord(char) <= 126 or char in ";," for char in token):
@@ -323,8 +300,8 @@ class HubClient:
     def _json_once(self, path: str, query: Mapping[str, str], what: str, timeout: float) -> Any:
         answer = self.get(f"/api/v1/models/{quote(path)}", query, {}, timeout)
         try:
-            body = _read_all(answer)
-        except (OSError, http.client.HTTPException) as exc:
+            body = answer.read_all(_JSON_MAX)
+        except OSError as exc:
             raise self._unreachable(exc) from exc
         finally:
             answer.close()
@@ -349,10 +326,9 @@ class HubClient:
 
     def refusal(self, answer: Answer, what: str) -> FleetError:
         """The error of an answer that is not a success; reads its body."""
-        try:
-            document = _parse(_read_all(answer, _PIECE))
-        except (OSError, http.client.HTTPException):
-            document = None
+        document = None
+        with contextlib.suppress(OSError):
+            document = _parse(answer.read_all(_REFUSAL_MAX))
         return self._refusal(answer, document, what)
 
     def _refusal(self, answer: Answer, document: object, what: str) -> FleetError:
@@ -363,7 +339,8 @@ class HubClient:
         said += f", {message}" if message else ""
         seen = f"{self.endpoint.url} refused {what}: {said}"
         if status in (429, 500, 502, 503, 504):
-            return TransientError(
+            kind = OverloadError if status in (429, 503) else TransientError
+            return kind(
                 "hub.busy" if status == 429 else "hub.unavailable",
                 seen,
                 "an answer",
@@ -378,12 +355,7 @@ class HubClient:
             )
         if code == _CODE_NOT_FOUND and message and "not found" not in message:
             # Seen in public under overload: a database error in the clothes of "not found".
-            return TransientError(
-                "hub.busy",
-                seen,
-                "an answer",
-                "The hub is overloaded; run it again later",
-            )
+            return OverloadError("hub.busy", seen, "an answer", "The hub is overloaded; run it again later")
         return self._final_refusal(status, code, seen)
 
     def _final_refusal(self, status: int, code: object, seen: str) -> FleetError:
@@ -413,19 +385,18 @@ class HubClient:
             )
         return FleetError("hub.refused", seen, "HTTP 200 with Success true", "See the hub's message")
 
-    def _unreachable(self, exc: BaseException) -> FleetError:
-        reason = exc.reason if isinstance(exc, urllib.error.URLError) else exc
-        if isinstance(reason, ssl.SSLCertVerificationError):
+    def _unreachable(self, exc: OSError) -> FleetError:
+        verdict = getattr(exc, "verify_message", None)  # ssl.SSLCertVerificationError
+        if verdict is not None:
             return FleetError(
                 "hub.tls",
-                f"the certificate of {self.endpoint.url} is not trusted: {self.scrub(reason.verify_message)}",
+                f"the certificate of {self.endpoint.url} is not trusted: {self.scrub(verdict)}",
                 "a certificate signed by an authority this host trusts",
                 "Install the authority's certificate on the host, or set SSL_CERT_FILE in the task's environment",
             )
-        said = describe(reason) if isinstance(reason, BaseException) else str(reason)
         return TransientError(
             "hub.unreachable",
-            f"{self.endpoint.url} cannot be reached: {self.scrub(said)}",
+            f"{self.endpoint.url} cannot be reached: {self.scrub(describe(exc))}",
             "a connection",
             "Check the network, name resolution and the proxy variables (HTTPS_PROXY, NO_PROXY) on this host, or set "
             "endpoint to a mirror it can reach",
@@ -453,16 +424,24 @@ class HubClient:
         Raises TransientError when there is no answer, FleetError for a forbidden redirect.
         """
         url = self.endpoint.url + path + ("?" + urlencode(query, quote_via=quote, safe="") if query else "")
+        return self.follow(url, headers, timeout)
+
+    def follow(self, url: str, headers: Mapping[str, str], timeout: float) -> Answer:
+        """GET a URL, redirects followed under our rules. As :meth:`get`."""
+        asked = url
         for _unused in range(_REDIRECTS_MAX + 1):
             answer = self._get_once(url, headers, timeout)
             if answer.status not in (301, 302, 303, 307, 308):
+                answer.redirected = url != asked
                 return answer
             location = answer.headers.get("Location")
+            with contextlib.suppress(OSError):  # so that the connection can be used again
+                answer.read_all(_REFUSAL_MAX)
             answer.close()
             url = self._next_url(url, location)
         raise FleetError(
             "hub.redirects",
-            f"{self.endpoint.url} redirected more than {_REDIRECTS_MAX} times for {path}",
+            f"{self.endpoint.url} redirected more than {_REDIRECTS_MAX} times for {safe_url(asked)}",
             f"at most {_REDIRECTS_MAX} redirects",
             "Check endpoint; a login page or proxy may redirect in circles",
         )
@@ -483,48 +462,70 @@ class HubClient:
         return target
 
     def _get_once(self, url: str, headers: Mapping[str, str], timeout: float) -> Answer:
-        request = urllib.request.Request(url, method="GET")
-        request.add_header("User-Agent", USER_AGENT)
-        request.add_header("Accept-Encoding", "identity")
-        for name, value in headers.items():
-            request.add_header(name, value)
+        sent = dict(headers)
         if self.token is not None and _same_origin(url, self.endpoint):
-            request.add_unredirected_header("Authorization", f"Bearer {self.token}")
-            request.add_unredirected_header("Cookie", f"m_session_id={self.token}")
-        with self._count:
+            sent["Authorization"] = f"Bearer {self.token}"
+            sent["Cookie"] = f"m_session_id={self.token}"
+        with self._lock:
             self.requests += 1
-        # What is on this machine is never behind a proxy, whatever the environment says: the token may be in clear.
-        opener = self._direct if is_loopback(urlsplit(url).hostname or "") else self._proxied
+            if self._wire is None:
+                # Only here: a run that asks nothing shall not load an HTTP client.
+                from ansible_collections.gpufleet.vllm.plugins.module_utils._wire import Wire
+
+                self._wire = Wire(USER_AGENT)
         try:
-            body = opener.open(request, timeout=timeout)
-        except (OSError, http.client.HTTPException, ValueError) as exc:  # ValueError: a host name that IDNA refuses
+            return self._wire.get(url, sent, timeout)
+        except OSError as exc:
             raise self._unreachable(exc) from exc
-        return Answer(body.status, body.headers, url, body)
 
 
 class HubSource:
     """The files of one model at one ref, as the transfer's Source. Safe to use from several threads."""
 
+    piece: int | None = None
+    connections: int | None = None
+
     def __init__(self, client: HubClient, model: str, ref: str) -> None:
         self._client, self._model, self._ref = client, model, ref
+        self._located: dict[str, str] = {}
+        self._lock = threading.Lock()
 
-    def open(self, entry: Entry, offset: int) -> FileStream:
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        query = {"Revision": self._ref, "FilePath": entry.path}
-        answer = self._client.get(
-            f"/api/v1/models/{quote(self._model)}/repo",
-            query,
-            headers,
-            self._client.timeout,
-        )
+    def open(self, entry: Entry, start: int, end: int) -> FileStream:
+        headers = {} if (start, end) == (0, entry.size) else {"Range": f"bytes={start}-{end - 1}"}
+        answer = self._ask(entry, headers)
         if answer.status in (200, 206):
-            return _file_stream(answer, offset)
+            return _file_stream(answer, start)
         try:
             if answer.status == 416:
                 raise RangeRefusedError
             raise self._client.refusal(answer, f"{entry.path} of {self._model}")
         finally:
             answer.close()
+
+    def _ask(self, entry: Entry, headers: Mapping[str, str]) -> Answer:
+        """Where the hub sent us for this file before comes first; a signed URL that expired is asked for anew."""
+        with self._lock:
+            known = self._located.get(entry.path)
+        if known is not None:
+            try:
+                answer = self._client.follow(known, headers, self._client.timeout)
+            except FleetError:
+                self._forget(entry)
+                raise
+            if answer.status in (200, 206, 416, 429, 503):
+                return answer
+            answer.close()
+            self._forget(entry)
+        query = {"Revision": self._ref, "FilePath": entry.path}
+        answer = self._client.get(f"/api/v1/models/{quote(self._model)}/repo", query, headers, self._client.timeout)
+        if answer.redirected and answer.status in (200, 206):
+            with self._lock:
+                self._located[entry.path] = answer.url
+        return answer
+
+    def _forget(self, entry: Entry) -> None:
+        with self._lock:
+            self._located.pop(entry.path, None)
 
 
 def _file_stream(answer: Answer, offset: int) -> FileStream:
@@ -545,7 +546,7 @@ def _file_stream(answer: Answer, offset: int) -> FileStream:
     if answer.status == 206 and offset:
         return FileStream(answer, None, None)
     length = answer.headers.get("Content-Length") or ""
-    return FileStream(answer, 0, int(length) if length.isdigit() else None)
+    return FileStream(answer, 0, int(length) if length.isdigit() else None, whole=True)
 
 
 class _Listing:
@@ -598,40 +599,14 @@ class _Listing:
 # --- small helpers ---------------------------------------------------------------------------------------------------
 
 
-def _opener(proxies: urllib.request.ProxyHandler, context: ssl.SSLContext) -> urllib.request.OpenerDirector:
-    """Only http and https, no automatic redirects, no exceptions for HTTP errors, no cookies."""
-    opener = urllib.request.OpenerDirector()
-    opener.addheaders = []
-    for handler in (
-        proxies,
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=context),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _same_origin(url: str, endpoint: Endpoint) -> bool:
     return _origin(url) == endpoint.origin
-
-
-def _read_all(answer: Answer, limit: int = _JSON_MAX) -> bytes:
-    # Piece by piece: old Pythons allocate what is asked for, not what comes.
-    pieces, size = [], 0
-    while piece := answer.body.read(_PIECE):
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit:
-            raise http.client.HTTPException(f"an answer of more than {limit} bytes")
-    if answer.body.length:
-        raise http.client.IncompleteRead(b"", answer.body.length)
-    return b"".join(pieces)
 
 
 def _parse(body: bytes) -> object:
     try:
         return json.loads(body)
-    except ValueError:  # UnicodeDecodeError included
+    except (ValueError, RecursionError):  # UnicodeDecodeError included; nested without end
         return None
 
 
@@ -640,7 +615,7 @@ def _is_html(answer: Answer, body: bytes) -> bool:
     return answer.headers.get_content_type() == "text/html" or start.startswith((b"<!doctype", b"<html"))
 
 
-def _retry_after(headers: http.client.HTTPMessage) -> float | None:
+def _retry_after(headers: Message) -> float | None:
     value = (headers.get("Retry-After") or "").strip()
     return float(value) if value.isdigit() else None
 

@@ -60,7 +60,8 @@ class FileStat:
 class Manifest:
     """An artifact as it was published: which model at which commit, selected how, and every file.
 
-    ``stats`` holds the :class:`FileStat` each file had right after its hash was verified.
+    ``stats`` holds the :class:`FileStat` each file had right after its hash was verified; ``left_out`` names the files
+    that were selected and not taken, since they are pickles.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Manifest:
     endpoint: str
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    left_out: tuple[str, ...]
     entries: tuple[Entry, ...]
     stats: Mapping[str, FileStat]
     published: str = ""
@@ -101,8 +103,8 @@ def path_fault(path: object) -> str | None:
     """Why ``path`` may not be written below an artifact's root, or None when it may."""
     if not isinstance(path, str) or not path:
         return "is not a non-empty string"
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in path):
-        return "holds a control character"
+    if any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in path):
+        return "holds a control or invisible character"
     if "\\" in path:
         return "holds a backslash"
     if path.startswith("/") or re.match(r"[A-Za-z]:", path):
@@ -123,7 +125,7 @@ def path_fault(path: object) -> str | None:
 
 def _fold(path: str) -> str:
     """The key under which two names are one file on a case-insensitive or normalising file system."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
 
 
 def _shown(value: object) -> str:
@@ -251,10 +253,55 @@ def selected(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
 def _matches(path: str, patterns: Sequence[str]) -> bool:
     # As the official client has it: fnmatch on the whole path, and '.*' of old regular expressions also means '*'.
     return any(
-        fnmatch.fnmatchcase(path, pattern)
-        or (".*" in pattern and fnmatch.fnmatchcase(path, pattern.replace(".*", "*")))
-        for pattern in patterns
+        _match(path, pattern) or (".*" in pattern and _match(path, pattern.replace(".*", "*"))) for pattern in patterns
     )
+
+
+def _match(path: str, pattern: str) -> bool:
+    try:
+        return fnmatch.fnmatchcase(path, pattern)
+    except re.error:  # Python before 3.10.5, for a range that runs backwards: it matches nothing
+        return False
+
+
+# --- pickles ---------------------------------------------------------------------------------------------------------
+
+PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+"""Endings under which Python pickles are published: whoever loads one runs what its author wrote."""
+
+_WEIGHTS = (".gguf", ".safetensors")
+
+
+def is_pickle(path: str) -> bool:
+    return path.lower().endswith(PICKLES)
+
+
+def without_pickles(entries: Sequence[Entry], allow: bool) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    """The entries without pickles, and the paths of those. Raises FleetError where no other weights are left."""
+    left_out = () if allow else tuple(entry.path for entry in entries if is_pickle(entry.path))
+    kept = tuple(entry for entry in entries if entry.path not in set(left_out))
+    if left_out and not any(entry.path.lower().endswith(_WEIGHTS) for entry in kept):
+        raise FleetError(
+            "manifest.pickle",
+            f"The repository has its weights as Python pickles only ({_named(left_out)}): loading one runs whatever "
+            "its author put into it",
+            "weights as safetensors or GGUF",
+            "Use a repository that has them, leave the files out with exclude, or set allow_pickle if you trust its "
+            "author as you trust your own code",
+        )
+    return kept, left_out
+
+
+def left_out_warning(left_out: Sequence[str]) -> str:
+    return (
+        f"Left out, since loading a Python pickle can run code and the weights are there as safetensors or GGUF: "
+        f"{_named(left_out)}. allow_pickle takes them."
+    )
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(_shown(path)[1:-1] for path in paths[:3]) + more
 
 
 # --- comparison with the disk ----------------------------------------------------------------------------------------
@@ -342,6 +389,7 @@ def dump(manifest: Manifest) -> str:
         "endpoint": manifest.endpoint,
         "include": list(manifest.include),
         "exclude": list(manifest.exclude),
+        "left_out": list(manifest.left_out),
         "digest": manifest.digest,
         "bytes_total": manifest.bytes_total,
         "published": manifest.published,
@@ -352,7 +400,10 @@ def dump(manifest: Manifest) -> str:
 
 def load(text: str) -> Manifest:
     """Read what :func:`dump` wrote. Raises ValueError for anything else, paths outside the artifact included."""
-    document = json.loads(text)
+    try:
+        document = json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
     if not isinstance(document, dict) or document.get("kind") != "gpufleet.vllm.artifact":
         raise ValueError("not a gpufleet.vllm artifact manifest")
     if document.get("format") != MANIFEST_FORMAT:
@@ -374,11 +425,12 @@ def load(text: str) -> Manifest:
             endpoint=str(document["endpoint"]),
             include=tuple(str(item) for item in document["include"]),
             exclude=tuple(str(item) for item in document["exclude"]),
+            left_out=tuple(str(item) for item in document.get("left_out", ())),
             entries=tuple(sorted(entries, key=lambda entry: entry.path)),
             stats=stats,
             published=str(document.get("published", "")),
         )
-    except (KeyError, TypeError, FleetError) as exc:
+    except (KeyError, TypeError, OverflowError, FleetError) as exc:
         raise ValueError(f"damaged manifest: {exc}") from exc
     if document.get("digest") != manifest.digest:
         raise ValueError("the manifest does not match its own digest")

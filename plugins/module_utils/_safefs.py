@@ -22,6 +22,7 @@ DIRECTORY_MODE = 0o755
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def open_directory(path: str, dir_fd: int | None = None) -> int:
@@ -218,6 +219,16 @@ def copy_ownership(model: os.stat_result, handle: int) -> None:
         with contextlib.suppress(PermissionError):
             os.fchown(handle, model.st_uid, model.st_gid)
     os.fchmod(handle, stat.S_IMODE(model.st_mode))
+
+
+def start_writing(handle: int, offset: int, count: int) -> None:
+    """Let the kernel begin to write these bytes of a file to the disk, without waiting. Nothing where it cannot."""
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError):
+        return
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    call(handle, offset, count, _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_directory(handle: int) -> None:

@@ -4,18 +4,17 @@
 
 # This module util is **private** to the collection: it can change at any time without notice.
 
-"""Resumable, verified transfer of an artifact's files from a source into a store of parts.
+"""Resumable, verified transfer of an artifact's files from a source into a store of parts, over many connections.
 
-The two interfaces are the seam for other engines: a :class:`Source` gives the bytes of an entry from an offset on (a
-hub, a mirror, a peer), a :class:`Store` keeps parts by digest until they are complete. :func:`fetch_all` joins them.
+The interfaces are the seam for other engines: a :class:`Source` gives a range of an entry (from a hub, a mirror, a
+peer), a :class:`Store` keeps parts by digest until they are complete, an :class:`Observer` hears what became of them.
+:func:`fetch_all` joins them. All files share one pool of connections, so that one large file and a thousand small ones
+are both as fast as the link: a file is cut into ranges where there are connections to spare, written in place, and
+hashed behind the written prefix.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import http.client
-import queue
 import socket
 import threading
 import time
@@ -27,9 +26,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import Fleet
 
 if TYPE_CHECKING:
     from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Entry
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._progress import Monitor
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._ranges import Ranges
 
 CHUNK = 256 * 1024
-"""Bytes asked for in one read: large enough for speed, small enough that many workers stay within a few MiB."""
+"""Bytes asked for in one read: large enough for speed, small enough that many connections stay within a few MiB."""
+
+CONNECTIONS = 32
+"""How many connections a transfer may grow to when nobody says otherwise."""
 
 
 class TransientError(FleetError):
@@ -47,6 +51,10 @@ class TransientError(FleetError):
         super().__init__(code, seen, expected, remedy)
 
 
+class OverloadError(TransientError):
+    """The other side asks for less: HTTP 429 or 503."""
+
+
 class RangeRefusedError(Exception):
     """The source says that the offset lies past the end of what it has (HTTP 416)."""
 
@@ -59,12 +67,13 @@ class Stream(Protocol):
     """Bytes of one entry.
 
     ``offset`` is where they start according to the source, None when it does not say; ``total`` is the size of the
-    whole file according to the source, None when unknown. ``read`` returns at most ``limit`` bytes, as soon as some
-    are there, and b"" at the end.
+    whole file according to the source, None when unknown; ``whole`` says that the stream goes on to the end of the
+    file, whatever was asked. ``read`` returns at most ``limit`` bytes, as soon as some are there, and b"" at the end.
     """
 
     offset: int | None
     total: int | None
+    whole: bool
     described: str
 
     def read(self, limit: int) -> bytes: ...
@@ -73,23 +82,36 @@ class Stream(Protocol):
 
 
 class Source(Protocol):
-    """Where bytes come from. Raises TransientError, RangeRefusedError, OSError, or FleetError when retrying is vain."""
+    """Where bytes come from.
 
-    def open(self, entry: Entry, offset: int) -> Stream: ...
+    ``piece`` makes every range asked for one aligned piece of that many bytes, the last one shorter; None leaves the
+    choice to the transfer. ``connections`` fixes their number; None lets it adapt. ``open`` gives ``[start, end)`` of
+    the entry and may wait until they exist; it is called from several threads, and raises TransientError,
+    RangeRefusedError, OSError, or FleetError when retrying is vain.
+    """
+
+    piece: int | None
+    connections: int | None
+
+    def open(self, entry: Entry, start: int, end: int) -> Stream: ...
 
 
 class Part(Protocol):
-    """The growing local copy of one entry; ``size`` bytes are there already."""
+    """The growing local copy of one entry; ``done`` is what an earlier run left of it."""
 
-    size: int
+    done: Ranges
 
-    def prefix(self, state: hashlib._Hash, stop: Callable[[], bool]) -> None:
-        """Feed the bytes that are already there to ``state``."""
+    def fileno(self) -> int: ...
 
-    def append(self, data: bytes) -> None: ...
+    def write(self, data: bytes, offset: int) -> None: ...
+
+    def read(self, limit: int, offset: int) -> bytes: ...
+
+    def note(self, start: int, end: int) -> None:
+        """These bytes are written: a later run may count on them."""
 
     def restart(self) -> None:
-        """Drop everything: the next append writes byte 0."""
+        """Drop everything."""
 
     def complete(self) -> None:
         """The part is verified: make it durable."""
@@ -101,6 +123,22 @@ class Store(Protocol):
     """Keeps parts between runs, by digest, so that a part is right for any revision that has the same content."""
 
     def part(self, entry: Entry) -> Part: ...
+
+
+class Observer(Protocol):
+    """Hears what happens to each entry, from the threads of the transfer."""
+
+    def begun(self, entry: Entry, fileno: int, done: Sequence[tuple[int, int]]) -> None:
+        """Its part is open for reading at ``fileno``; an earlier run left the ranges ``done``, not verified."""
+
+    def written(self, entry: Entry, start: int, end: int) -> None:
+        """These bytes are in the file now."""
+
+    def dropped(self, entry: Entry) -> None:
+        """Its content was wrong: all of it starts anew."""
+
+    def verified(self, entry: Entry) -> None:
+        """Size and SHA-256 of the whole are right. The descriptor of ``begun`` is closed after this."""
 
 
 @dataclass(frozen=True)
@@ -122,272 +160,134 @@ class RetryPolicy:
         """Seconds to wait after the ``failures``-th failure in a row (1 is the first)."""
         if retry_after is not None:
             return min(max(retry_after, 0.0), self.longest_wait)
-        return self.first_wait if failures <= 1 else min(2.0 ** (failures - 2), self.longest_wait)
+        return min(self.first_wait if failures <= 1 else 2.0 ** (failures - 2), self.longest_wait)
 
 
-@dataclass
-class Tally:
-    """Bytes received over all workers, wasted ones included."""
+@dataclass(frozen=True)
+class Limits:
+    """What a transfer may take: ``connections`` at most, ``bandwidth`` in bytes per second (0: all there is)."""
 
-    received: int = 0
+    connections: int = CONNECTIONS
+    bandwidth: int = 0
+
+
+class Silence:
+    """The observer of a transfer that nobody watches."""
+
+    def begun(self, entry: Entry, fileno: int, done: Sequence[tuple[int, int]]) -> None:
+        """Nothing."""
+
+    def written(self, entry: Entry, start: int, end: int) -> None:
+        """Nothing."""
+
+    def dropped(self, entry: Entry) -> None:
+        """Nothing."""
+
+    def verified(self, entry: Entry) -> None:
+        """Nothing."""
+
+
+class Bucket:
+    """A rate in bytes per second, shared by all who draw from it."""
+
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.rate, self._clock = rate, clock
+        self._free_at, self._lock = 0.0, threading.Lock()
+
+    @property
+    def chunk(self) -> int:
+        """What to read at a time, so that a low rate is not a series of bursts."""
+        return min(CHUNK, max(4096, self.rate // 10)) if self.rate else CHUNK
+
+    def draw(self, count: int) -> float:
+        """Take ``count`` bytes; returns the seconds to wait before the next ones."""
+        if not self.rate:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(self._free_at, now) + count / self.rate
+            return self._free_at - now
+
+
+class Adaptive:
+    """How many connections to use: few at first, twice as many while that helps, fewer when told to slow down.
+
+    A level is measured for one tick after one tick of settling; it is kept when it moved at least a tenth more than
+    the level before. After ``HOLD`` seconds one more step is tried, as the link may have become free.
+    """
+
+    START = 4
+    GAIN = 1.1
+    HOLD = 8.0
+    TICK = 0.25
+    REQUEST = 64 * 1024
+    """What a finished request counts for, beside its bytes: small files are bound by round trips."""
+
+    def __init__(self, most: int, fixed: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._most, self._fixed = clock, max(1, most), fixed
+        self.allowed = min(self._most, self.START) if fixed is None else max(1, fixed)
+        self._before, self._best = self.allowed, 0.0
+        self._settling, self._held_until = True, 0.0
+        self._moved = 0
+
+    def tick(self, moved: int, busy: bool, seconds: float) -> None:
+        """``moved`` is a running total of bytes and requests; ``busy`` says that there was work for all."""
+        rate, self._moved = (moved - self._moved) / seconds, moved
+        if self._fixed is not None:
+            return
+        if not busy:
+            self._settling = True
+            return
+        if self._settling:
+            self._settling = False
+            return
+        if self._clock() < self._held_until:
+            self._best = max(self._best * 0.9, rate)
+            return
+        if rate >= self._best * self.GAIN or self.allowed <= self._before:
+            self._step(rate)
+            return
+        self.allowed, self._settling = self._before, True
+        self._held_until = self._clock() + self.HOLD
+
+    def _step(self, rate: float) -> None:
+        self._before, self._best = self.allowed, rate
+        self.allowed = min(self._most, self.allowed * 2)
+        self._settling = True
+        if self.allowed == self._before:
+            self._held_until = self._clock() + self.HOLD
+
+    def back_off(self) -> None:
+        """The other side is overloaded."""
+        self._before = self.allowed = max(1, self.allowed // 2)
+        self._settling, self._best = True, 0.0
+        self._held_until = self._clock() + self.HOLD
 
 
 def fetch_all(
     entries: Sequence[Entry],
     source: Source,
     store: Store,
-    workers: int = 4,
+    limits: Limits | None = None,
     policy: RetryPolicy | None = None,
-    tally: Tally | None = None,
+    monitor: Monitor | None = None,
+    observer: Observer | None = None,
 ) -> int:
     """Bring every entry into the store, verified. Returns the bytes received.
 
-    Entries of equal content are fetched once. The first failure stops all workers and is raised; parts stay in the
-    store. KeyboardInterrupt and SystemExit in the calling thread stop the workers too.
+    Entries of equal content are fetched once. The first failure stops all connections and is raised; parts stay in the
+    store. KeyboardInterrupt and SystemExit in the calling thread stop them too.
     """
-    policy, tally = policy or RetryPolicy(), tally or Tally()
+    # A transfer that has nothing to do is the usual case; it shall not load the rest.
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._progress import Monitor
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer_crew import Crew
+
     unique = list({entry.sha256: entry for entry in entries}.values())
-    # Largest first, so that the last worker does not start on a big file when the others are done.
-    unique.sort(key=lambda entry: (-entry.size, entry.path))
     if not unique:
         return 0
-    todo: queue.SimpleQueue[Entry] = queue.SimpleQueue()
-    for entry in unique:
-        todo.put(entry)
-    crew = _Crew(todo, source, store, policy, tally)
-    crew.run(min(max(workers, 1), len(unique)))
-    return tally.received
-
-
-class _Crew:
-    """The worker threads of one fetch_all call."""
-
-    def __init__(
-        self,
-        todo: queue.SimpleQueue[Entry],
-        source: Source,
-        store: Store,
-        policy: RetryPolicy,
-        tally: Tally,
-    ) -> None:
-        self._todo, self._source, self._store, self._policy, self._tally = (
-            todo,
-            source,
-            store,
-            policy,
-            tally,
-        )
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
-
-    def run(self, workers: int) -> None:
-        # Daemon threads: a worker that is blocked in a read must not keep an interrupted module alive.
-        threads = [threading.Thread(target=self._work, daemon=True) for _unused in range(workers)]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.5)
-        except BaseException:
-            self._stop.set()
-            deadline = time.monotonic() + 2.0
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
-            raise
-        if self._failure is not None:
-            raise self._failure
-
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                entry = self._todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                _Fetch(
-                    entry,
-                    self._source,
-                    self._store,
-                    self._policy,
-                    self._count,
-                    self._stop,
-                ).run()
-            except Interrupted:
-                return
-            except BaseException as exc:  # noqa: BLE001 - raised again in the caller's thread
-                with self._lock:
-                    self._failure = self._failure or exc
-                self._stop.set()
-                return
-
-    def _count(self, received: int) -> None:
-        with self._lock:
-            self._tally.received += received
-
-
-class _Fetch:
-    """One entry: read, resume, verify, start again, until it is right or there is no point in going on."""
-
-    def __init__(
-        self,
-        entry: Entry,
-        source: Source,
-        store: Store,
-        policy: RetryPolicy,
-        count: Callable[[int], None],
-        stop: threading.Event,
-    ) -> None:
-        self._entry, self._source, self._policy, self._count, self._stop = (
-            entry,
-            source,
-            policy,
-            count,
-            stop,
-        )
-        self._part = store.part(entry)
-        self._hash = hashlib.sha256()
-        self._furthest = 0
-        self._failures = 0
-        self._bad = 0
-        self._inherited = False
-
-    def run(self) -> None:
-        try:
-            self._resume()
-            while True:
-                try:
-                    if self._part.size < self._entry.size:
-                        self._read()
-                    if self._verified():
-                        self._part.complete()
-                        return
-                except RangeRefusedError:
-                    self._bad_content(f"the server has no byte {self._part.size} of it")
-                except TransientError as exc:
-                    self._failed(exc, exc.retry_after)
-                except FleetError:
-                    raise
-                except (OSError, http.client.HTTPException) as exc:
-                    if isinstance(exc, OSError) and exc.errno in (
-                        errno.ENOSPC,
-                        errno.EDQUOT,
-                    ):
-                        raise self._disk_full(exc) from exc
-                    self._failed(exc, None)
-        finally:
-            self._part.close()
-
-    def _resume(self) -> None:
-        if self._part.size > self._entry.size:
-            self._part.restart()
-        self._part.prefix(self._hash, self._stop.is_set)
-        self._furthest = self._part.size
-        self._inherited = self._part.size > 0
-        self._check_stop()
-
-    def _restart(self) -> None:
-        self._part.restart()
-        self._hash = hashlib.sha256()
-
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise Interrupted
-
-    def _read(self) -> None:
-        """Append what one connection gives. Returns at the end of the file; raises when the connection gives less."""
-        stream = self._source.open(self._entry, self._part.size)
-        try:
-            if stream.total is not None and stream.total != self._entry.size:
-                self._bad_content(f"the server offers {stream.total} bytes ({stream.described})")
-                return
-            if stream.offset != self._part.size:
-                # The range was ignored, or the answer does not say where it starts: only byte 0 is certain.
-                asked = self._part.size
-                self._restart()
-                if stream.offset != 0:
-                    if asked == 0:
-                        self._bad_content(f"the server's answer starts at byte {stream.offset}")
-                    return
-            self._copy(stream)
-        finally:
-            stream.close()
-
-    def _copy(self, stream: Stream) -> None:
-        missing = self._entry.size - self._part.size
-        while missing > 0:
-            data = stream.read(min(CHUNK, missing))
-            self._check_stop()
-            if not data:
-                raise TransientError(
-                    "transfer.incomplete",
-                    f"the connection ended at byte {self._part.size} of {self._entry.size}",
-                )
-            self._count(len(data))
-            self._part.append(data)
-            self._hash.update(data)
-            missing -= len(data)
-            if self._part.size > self._furthest:
-                # Progress is what no earlier try reached; re-reading the same prefix for ever is not progress.
-                self._furthest = self._part.size
-                self._failures = 0
-        if stream.total is None and stream.read(1):
-            self._bad_content("the server sends more bytes than that")
-
-    def _verified(self) -> bool:
-        if self._part.size != self._entry.size:
-            return False
-        found = self._hash.hexdigest()
-        if found == self._entry.sha256:
-            return True
-        self._bad_content(f"its content has SHA-256 {found}")
-        return False
-
-    def _bad_content(self, what: str) -> None:
-        self._restart()
-        self._furthest = 0
-        if self._inherited:
-            # Not this run's bytes alone: an earlier run may have left a damaged part. That is no verdict on the server.
-            self._inherited = False
-            return
-        self._bad += 1
-        if self._bad < self._policy.bad_contents and self._entry.size > 0:
-            return
-        raise FleetError(
-            "transfer.wrong_content",
-            f"{self._entry.path}: {what}, in {self._bad} tries",
-            f"{self._entry.size} bytes with SHA-256 {self._entry.sha256}, as the hub's own listing says",
-            "A cache or proxy between this host and the hub may be damaged, or the repository is being changed; "
-            "nothing was published, try again later or through another endpoint",
-        )
-
-    def _failed(self, exc: Exception, retry_after: float | None) -> None:
-        self._failures += 1
-        if self._failures >= self._policy.attempts:
-            raise FleetError(
-                "transfer.no_progress",
-                f"{self._entry.path}: {describe(exc)}, {self._failures} tries in a row without progress at byte "
-                f"{self._furthest} of {self._entry.size}",
-                "some bytes before the timeout in each try",
-                "Run it again: what was received is kept and resumed. Check the network, or raise timeout",
-            ) from exc
-        self._sleep(self._policy.wait(self._failures, retry_after))
-        self._check_stop()
-
-    def _sleep(self, seconds: float) -> None:
-        if self._policy.sleep is time.sleep:
-            self._stop.wait(seconds)
-        else:
-            self._policy.sleep(seconds)
-
-    def _disk_full(self, exc: OSError) -> FleetError:
-        return FleetError(
-            "disk.full",
-            f"{self._entry.path}: the disk filled up at byte {self._part.size} of {self._entry.size} ({exc.strerror})",
-            "room for the whole artifact, which was there when the run began",
-            "Free some space and run it again: what was received is kept and resumed",
-        )
+    crew = Crew(unique, source, store, limits or Limits(), policy or RetryPolicy(), monitor or Monitor())
+    crew.observer = observer or Silence()
+    return crew.run()
 
 
 def describe(exc: BaseException) -> str:

@@ -57,11 +57,6 @@ options:
     type: str
     choices: [present, absent, verified]
     default: present
-  workers:
-    description:
-      - Files fetched, or hashed, at a time.
-    type: int
-    default: 4
   lock_timeout:
     description:
       - Seconds to wait for another run on the same directory. The error names that run's process, host and start.
@@ -99,8 +94,18 @@ EXAMPLES = r"""
     endpoint: https://models.example.com
     token: "{{ vault_modelscope_token }}"
     timeout: 120
-    workers: 8
+    connections: 8
+    bandwidth: 200MB
+    retries: 20
     lock_timeout: 3600
+
+- name: Take pickles from an author whose code is trusted, with the official client
+  gpufleet.vllm.modelscope_model:
+    model: acme/old-llm
+    path: /srv/models/old-llm
+    allow_pickle: true
+    engine: modelscope
+    client: /opt/modelscope-client/bin/modelscope
 
 - name: Hash everything again and repair what is bad
   gpufleet.vllm.modelscope_model:
@@ -169,6 +174,12 @@ manifest_digest:
   returned: success
   type: str
   sample: 4f6d3c2b1a09f8e7d6c5b4a392817060f5e4d3c2b1a0f9e8d7c6b5a493827160
+left_out:
+  description: Paths that were selected and not taken, since they are pickles. See O(allow_pickle).
+  returned: success
+  type: list
+  elements: str
+  sample: [pytorch_model.bin]
 adopted:
   description: Files that were there, were not in the manifest, and were found right.
   returned: success
