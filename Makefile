@@ -105,6 +105,10 @@ lab-down: dev-setup ## Remove them
 molecule: lab-tools ## Molecule scenarios on emulated hosts (SCENARIO=default for one)
 	@$(GATES) molecule$(if $(SCENARIO),-$(SCENARIO))
 
+.PHONY: bench
+bench: dev-setup ## Measure modelscope_model beside the official client (BENCH="--quick" tries it; --help tells the rest)
+	@PYTHONPATH=tests/lab:tests/bench "$(VENV)/bin/python" -m hub_bench $(BENCH)
+
 .PHONY: coverage
 coverage: dev-setup ## Unit tests with branch coverage of plugins/
 	@"$(VENV)/bin/coverage" run -m pytest -q tests/unit && "$(VENV)/bin/coverage" report
