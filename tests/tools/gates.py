@@ -100,7 +100,12 @@ def all_gates() -> list[Gate]:
             (*mypy, "-p", "ansible_collections.gpufleet.vllm.plugins"),
             True,
         ),
-        Gate("types-tools", "mypy --strict on the tests' own programs", (*mypy, "tests/tools", "tests/lab", "tests/bench"), True),
+        Gate(
+            "types-tools",
+            "mypy --strict on the tests' own programs",
+            (*mypy, "tests/tools", "tests/lab", "tests/bench"),
+            True,
+        ),
         Gate("ansible-lint", "profile production", _tool("ansible-lint", "--offline", "--nocolor"), True),
         Gate("units", "unit tests", (*pytest, "tests/unit"), True),
         Gate(f"sanity-{own}", f"ansible-test sanity, core {own}", _python(ansible_test, "sanity", own), True),
