@@ -12,6 +12,14 @@ import typing as t
 import unicodedata
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary_artifacts import (
+    artifact_headline,
+    artifact_lines,
+    artifact_part,
+    artifact_rows,
+    fetched_text,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_bytes, human_seconds
 
 INDENT = "  "
 BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -48,20 +56,6 @@ Part = tuple[str, t.Optional[str]]
 BLANK: Part = ("", None)
 
 
-def human_bytes(count: float) -> str:
-    """Decimal units, as disks and networks are sold: 269.1 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        digits = 0 if unit == "B" else 1
-        if round(count, digits) < 1000:
-            return f"{count:.{digits}f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if round(seconds, 3) < 1 else f"{seconds:.1f} s"
-
-
 def printable(text: t.Any) -> str:
     """Without control characters: what a model or a log says must not move a terminal's cursor."""
     return "".join("\ufffd" if _moves(char) else char for char in str(text))
@@ -89,15 +83,19 @@ def headline(hosts: t.Mapping[str, Host]) -> str:
     services = [service for host in hosts.values() for service in host.get("services") or []]
     lost = [name for name, host in hosts.items() if host.get("unreachable")]
     failed = [name for name, host in hosts.items() if host.get("failure") and name not in lost]
+    artifacts = [artifact for host in hosts.values() for artifact in host.get("artifacts") or []]
     answering = sum(1 for service in services if service.get("ok"))
     counted = f"{_plural(len(hosts), 'host')}, {_plural(len(services), 'service')}"
+    if artifacts and not services:
+        counted = f"{_plural(len(hosts), 'host')}, {_plural(len(artifacts), 'artifact')}"
     if failed or lost:
         parts = [f"{answering} of {len(services)} answer"] if services else []
+        parts += [artifact_headline(artifacts)] if artifacts and not services else []
         parts += [f"FAILED on {_named(failed)}"] if failed else []
         parts += [f"UNREACHABLE: {_named(lost)}"] if lost else []
         return f"{counted}: {'; '.join(parts)}"
     if not services:
-        return f"{counted}: nothing to run"
+        return f"{counted}: {artifact_headline(artifacts) if artifacts else 'nothing to run'}"
     if answering == len(services):
         return f"{counted}: all answer" if answering > 1 else f"{counted}: it answers"
     if not any(service.get("results") or service.get("state") for service in services):
@@ -113,7 +111,7 @@ def service_lines(service: t.Mapping[str, t.Any]) -> list[str]:
     artifact = service.get("artifact") or {}
     commit = str(artifact.get("commit") or "")[:12] or service.get("revision") or ""
     size = f", {human_bytes(artifact['bytes_total'])}" if artifact.get("bytes_total") else ""
-    fetched = f", {human_bytes(artifact['bytes_fetched'])} fetched" if artifact.get("bytes_fetched") else ""
+    fetched = f", {fetched_text(artifact)}" if artifact.get("bytes_fetched") else ""
     lines.append(f"{INDENT}model     {service['model']} @ {commit}{size}{fetched}")
     if service.get("gpus"):
         cards = ", ".join(f"{gpu['index']} ({gpu['uuid']})" for gpu in service["gpus"])
@@ -156,6 +154,8 @@ def host_lines(name: str, host: Host) -> list[str]:
     lines = [f"{name}  {' '.join(what)}".rstrip()]
     for service in host.get("services") or []:
         lines += [INDENT + line for line in service_lines(service)]
+    if not host.get("services"):
+        lines += [INDENT + line for line in artifact_lines(host.get("artifacts") or [])]
     if host.get("failure"):
         mark = "UNREACHABLE" if host.get("unreachable") else "FAILED"
         lines += [INDENT + line for line in f"{mark}: {host['failure']}".splitlines()]
@@ -224,9 +224,9 @@ def table(every: t.Sequence[Row], width: int) -> list[str]:
         ]
         names = {**HEADS, "first token": "first"} if narrow else HEADS
         heads = {column: names.get(column, column) for column in used}
-        widths = {column: max(_cells(text) for text in [heads[column], *(r[column] for r in shown)]) for column in used}
-        lines = [_joined(row, widths) for row in [heads, *shown]]
-        if max(map(_cells, lines)) <= width:
+        widths = {column: max(cells(text) for text in [heads[column], *(r[column] for r in shown)]) for column in used}
+        lines = [joined(row, widths) for row in [heads, *shown]]
+        if max(map(cells, lines)) <= width:
             break
     return lines
 
@@ -249,15 +249,15 @@ def _clipped(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _cells(text: str) -> int:
+def cells(text: str) -> int:
     """Columns on a terminal: East Asian characters take two, combining ones none."""
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
 
 
-def _joined(row: t.Mapping[str, str], widths: t.Mapping[str, int]) -> str:
-    return "  ".join(row[column] + " " * (width - _cells(row[column])) for column, width in widths.items()).rstrip()
+def joined(row: t.Mapping[str, str], widths: t.Mapping[str, int]) -> str:
+    return "  ".join(row[column] + " " * (width - cells(row[column])) for column, width in widths.items()).rstrip()
 
 
 def problems(hosts: t.Mapping[str, Host]) -> list[str]:
@@ -292,8 +292,14 @@ def as_parts(
 
 
 def _table_parts(hosts: t.Mapping[str, Host], width: int) -> list[Part]:
-    every = rows(hosts)
-    head, *lines = table(every, width) if every else [""]
+    if any(host["artifacts"] for host in hosts.values()) and not any(host["services"] for host in hosts.values()):
+        every = [{key: printable(text) for key, text in row.items()} for row in artifact_rows(hosts)]
+        heads = {column: column for column in every[0]}
+        widths = {column: max(cells(row[column]) for row in [heads, *every]) for column in heads}
+        head, *lines = [joined(row, widths) for row in [heads, *every]]
+    else:
+        every = rows(hosts)
+        head, *lines = table(every, width) if every else [""]
     parts: list[Part] = [(head, None)]
     parts += [(line, "red" if hosts[row["host"]]["failure"] else None) for row, line in zip(every, lines)]
     failed = problems(hosts)
@@ -345,6 +351,7 @@ def normal(host: Host) -> dict[str, t.Any]:
         "engine": host.get("engine"),
         "runtime": host.get("runtime"),
         "services": list(host.get("services") or []),
+        "artifacts": list(host.get("artifacts") or []),
         "failure": str(host.get("failure") or (LOST if unreachable else "")),
         "unreachable": unreachable,
     }
@@ -398,6 +405,7 @@ def host_report(
         "engine": plan.get("engine"),
         "runtime": plan.get("runtime"),
         "services": services,
+        "artifacts": [artifact_part(artifact) for artifact in artifacts],
         "failure": unreachable_text(lost[0]) if lost else failure,
         "unreachable": bool(lost),
     }
@@ -424,7 +432,8 @@ def unreachable_text(seen: str) -> str:
 
 
 def _artifact(artifact: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    return {key: artifact.get(key) for key in ("path", "commit", "bytes_total", "bytes_fetched") if key in artifact}
+    keys = ("path", "commit", "bytes_total", "bytes_fetched", "seconds")
+    return {key: artifact.get(key) for key in keys if key in artifact}
 
 
 def _state_text(report: t.Mapping[str, t.Any], state: t.Mapping[str, t.Any]) -> str:

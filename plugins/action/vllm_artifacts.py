@@ -1,0 +1,147 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import typing as t
+
+from ansible import constants as C  # noqa: N812
+from ansible.errors import AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_wait import (
+    IN_BACKGROUND,
+    interval,
+    progress_line,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import lost_connection, unreachable_text
+
+display = Display()
+
+# A person watches a terminal; a log is read later.
+PROGRESS_SECONDS = 5.0 if sys.stdout.isatty() else 20.0
+# A download takes hours, in which a connection may break; the job on the host does not mind.
+RECONNECT_SECONDS = 60.0
+RETRY_SECONDS = 5.0
+# How often it is looked and started again where somebody else took the result of the job that was waited for.
+STARTS = 3
+BACKGROUND_STATES = ("present", "verified")
+# Of an earlier task's result: what that task has said already, or is about itself.
+SAID = ("warnings", "deprecations", "invocation", "job", "failed")
+
+Answer = dict[str, t.Any]
+
+
+class ConnectionLost(Exception):
+    """The host was not reached for so long that it is given up."""
+
+
+class ActionModule(ActionBase):
+    """Looks, has a job started where there is something to do, and waits for it in slices, showing progress."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> Answer:
+        result: Answer = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        args = dict(self._task.args)
+        args.pop("phase", None)
+        background = boolean(args.get("background") or False, strict=False)
+        started = args.pop("started", None) or None
+        waits = not self._task.check_mode and str(args.get("state") or "present") in BACKGROUND_STATES
+        try:
+            if started is not None and not started.get("job"):
+                result.update(self._handed_on(started))
+            elif started is None and (background or not waits):
+                result.update(self._call({**args, "phase": "start" if waits else "run"}, task_vars))
+            else:
+                result.update(self._finish(args, started, task_vars))
+        except ConnectionLost as exc:
+            # Failed, not unreachable: only so is a host rescued, and its part of the summary written.
+            result.update(changed=False, failed=True, msg=unreachable_text(str(exc)), connection_lost=str(exc))
+        return result
+
+    def _handed_on(self, started: Answer) -> Answer:
+        """What an earlier task came to without a job; said once more, so that one variable holds the end of it."""
+        lost = lost_connection(started)
+        if lost:
+            raise ConnectionLost(lost)
+        kept = {key: value for key, value in started.items() if key not in SAID}
+        results = kept.get("results") or []
+        changed = (
+            bool(kept.get("changed")) or any(entry.get("changed") for entry in results) or bool(kept.get("stopped"))
+        )
+        return {"results": [], **kept, "changed": changed}
+
+    def _call(self, args: Answer, task_vars: dict[str, t.Any]) -> Answer:
+        answer: Answer = self._execute_module(
+            module_name="gpufleet.vllm.vllm_artifacts", module_args=args, task_vars=task_vars
+        )
+        return answer
+
+    def _finish(self, args: Answer, started: Answer | None, task_vars: dict[str, t.Any]) -> Answer:
+        """Until the job has ended; where there is none yet, it is started."""
+        warnings: list[t.Any] = []
+        for _again in range(STARTS):
+            if started is None:
+                started = self._call({**args, "phase": "start"}, task_vars)
+                if started.get("failed") or not started.get("job"):
+                    return started
+                warnings += started.get("warnings") or []
+            answer = self._wait({"job": started["job"]}, args, task_vars)
+            if not answer.get("gone"):
+                break
+            started = None
+        for key in ("done", "lingers"):
+            answer.pop(key, None)
+        if warnings:
+            answer["warnings"] = [*warnings, *(answer.get("warnings") or [])]
+        return answer
+
+    def _wait(self, started: Answer, args: Answer, task_vars: dict[str, t.Any]) -> Answer:
+        host = str(task_vars.get("inventory_hostname", ""))
+        begun = shown = time.monotonic()
+        if started["job"].get("attached"):
+            display.display(f"[{host}] a job that an earlier run started goes on (process {started['job'].get('pid')})")
+        slices = {"phase": "wait", "started": started}
+        if args.get("slice"):
+            slices["slice"] = args["slice"]
+        while True:
+            answer = self._slice(slices, host, task_vars)
+            if answer.get("failed") or answer.get("unreachable") or answer.get("done") or answer.get("gone"):
+                return answer
+            now = time.monotonic()
+            if shown == begun or now - shown >= interval(PROGRESS_SECONDS, now - begun):
+                self._say_once_that_it_goes_on()
+                shown = now
+                display.display(progress_line(host, answer.get("status") or {}))
+
+    def _slice(self, slices: Answer, host: str, task_vars: dict[str, t.Any]) -> Answer:
+        """One module call; where the connection is lost, the same again until it is back."""
+        lost_since: float | None = None
+        while True:
+            try:
+                return self._call(slices, task_vars)
+            except AnsibleConnectionFailure as exc:
+                now = time.monotonic()
+                if lost_since is None:
+                    lost_since = now
+                    display.display(f"[{host}] no connection, trying again for {RECONNECT_SECONDS:.0f} s: {exc}")
+                if now - lost_since >= RECONNECT_SECONDS:
+                    raise ConnectionLost(f"{exc} (for {now - lost_since:.0f} s)") from None
+                time.sleep(RETRY_SECONDS)
+
+    @staticmethod
+    def _say_once_that_it_goes_on() -> None:
+        # Each host waits in a process of its own; the directory of this run is what they share.
+        shared: str = C.DEFAULT_LOCAL_TMP  # type: ignore[attr-defined]
+        try:
+            os.close(os.open(os.path.join(shared, "vllm_artifacts_said"), os.O_CREAT | os.O_EXCL, 0o600))
+        except OSError:
+            return
+        display.display(IN_BACKGROUND)
