@@ -7,19 +7,25 @@
 ::
 
     ROOT/models/<owner>/<name>/
-        revisions.json                  the answer of .../revisions
-        commits/<40 hex>/files.json     the answer of .../repo/files, recursive
-        commits/<40 hex>/commit.json    one entry of .../commits
-        commits/<40 hex>/tree/<path>    the bytes
-        refs/<branch or tag>            -> ../commits/<40 hex>
+        revisions.json                          the answer of .../revisions
+        info.json, openapi.json                 the answers about the model itself
+        commits/<40 hex>/files.json             the answer of .../repo/files, recursive
+        commits/<40 hex>/listings/.direct.json  the same for the top directory alone
+        commits/<40 hex>/listings/<dir>/        .all.json and .direct.json, of each directory of the model
+        commits/<40 hex>/commit.json            one entry of .../commits
+        commits/<40 hex>/commits.json           the answer of .../commits
+        commits/<40 hex>/tree/<path>            the bytes
+        refs/<branch or tag>                    -> ../commits/<40 hex>
 
-The JSON files are whole API answers, so that a plain web server can serve them as they lie. A commit never changes
-once it is there; only ``refs`` and ``revisions.json`` move, each by one rename.
+The JSON files are whole API answers, so that a plain web server can serve them as they lie: the role ``mirror`` does,
+and its module writes the same layout. A commit never changes once it is there; only ``refs`` and ``revisions.json``
+move, each by one rename.
 """
 
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import fcntl
 import hashlib
 import json
@@ -121,6 +127,7 @@ def add_model(
             if name is not None:
                 changed |= _record(revisions[kind], name, commit, date)
         if changed or not (home / "revisions.json").is_file():
+            _write_model(home, model, revisions)
             _write_json(home / "revisions.json", envelope({"RevisionMap": revisions}))
     return Added(model, commit, changed, len(files), sum(file.size for file in files))
 
@@ -254,13 +261,49 @@ def _write_commit(
             _place(source / file.path, building / "tree" / file.path, copy=copy)
         inherited = _blob_rows(home, parent) if parent else {}
         rows = _listing_rows(files, commit, inherited, date)
-        _write_json(building / "files.json", envelope({"Files": rows, "IsVisual": 0, "LatestCommitter": {}}))
-        _write_json(building / "commit.json", _commit_row(commit, parent, date))
+        _write_listings(building, rows)
+        about = _commit_row(commit, parent, date)
+        _write_json(building / "commit.json", about)
+        _write_json(building / "commits.json", envelope({"Commit": [about], "TotalCount": 1}))
         building.chmod(0o755)
         building.rename(home / "commits" / commit)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _write_listings(building: Path, rows: list[Row]) -> None:
+    """Every listing that can be asked for: of the whole, and of each directory with and without what is below it."""
+    folders = ["", *(row["Path"] for row in rows if row["Type"] == "tree")]
+    direct: dict[str, list[Row]] = {folder: [] for folder in folders}
+    below: dict[str, list[Row]] = {folder: [] for folder in folders}
+    for row in rows:
+        parents = ["" if folder == PurePosixPath(".") else str(folder) for folder in PurePosixPath(row["Path"]).parents]
+        direct[parents[0]].append(row)
+        for folder in parents:
+            below[folder].append(row)
+    for folder in folders:
+        home = building / "listings" / folder
+        home.mkdir(parents=True)
+        _write_json(home / ".direct.json", _listing(direct[folder]))
+        _write_json(home / ".all.json" if folder else building / "files.json", _listing(below[folder]))
+
+
+def _listing(rows: list[Row]) -> dict[str, Any]:
+    return envelope({"Files": rows, "IsVisual": 0, "LatestCommitter": {}})
+
+
+def _write_model(home: Path, model: str, revisions: dict[str, list[Row]]) -> None:
+    """The answers about the model itself; its size is that of master, or else of the first revision."""
+    owner, name = model.split("/")
+    known = {row["Revision"]: row["CommitId"] for kind in ("Tags", "Branches") for row in revisions[kind]}
+    size = sum(row["Size"] for row in _blob_rows(home, known.get("master") or known[min(known)]).values())
+    about = {"Name": name, "Path": owner, "Revision": "master", "Visibility": 5}
+    _write_json(home / "info.json", envelope(about))
+    data = {"id": model, "downloads": 0, "file_size": size, "tags": [], "private": False, "gated": False}
+    data["last_modified"] = email.utils.formatdate(DEFAULT_DATE, usegmt=True)
+    request = "00000000-0000-0000-0000-000000000000"
+    _write_json(home / "openapi.json", {"success": True, "request_id": request, "data": data})
 
 
 def _place(source: Path, target: Path, *, copy: bool) -> None:
