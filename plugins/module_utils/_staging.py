@@ -39,7 +39,7 @@ TREE_NAME = "tree"
 OLD_NAME = "old"
 INSIDE_NAME = "staging"
 
-JOURNAL_MIN = 8 * 1024 * 1024
+JOURNAL_MIN = 1024 * 1024
 """Parts of larger files have a journal; smaller ones are written from their beginning."""
 
 _JOURNAL = ".ranges"
@@ -176,10 +176,21 @@ class FilePart:
         size = os.fstat(self._handle).st_size
         self.done = _written(parts, self._name, size)
         if entry.size > JOURNAL_MIN:
-            # Before the first byte out of order: without it the file's size says how far it is.
-            self._journal = self._open(parts, self._name + _JOURNAL, os.O_WRONLY | os.O_APPEND)
-            if size and not os.fstat(self._journal).st_size:
-                self.note(0, size)
+            self._journal = self._open_journal(size)
+
+    def _open_journal(self, size: int) -> int:
+        """Made before the first byte out of order: where there was none, the part's size says how far it is."""
+        name, flags = self._name + _JOURNAL, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            made = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._parts)
+        except FileExistsError:
+            made = self._open(self._parts, name, os.O_RDWR | os.O_APPEND)
+            length = os.fstat(made).st_size
+            os.ftruncate(made, length - length % _RECORD.size)  # a full disk may have cut the last record
+            return made
+        if size:
+            os.write(made, _RECORD.pack(0, size))
+        return made
 
     @staticmethod
     def _open(parts: int, name: str, mode: int) -> int:
@@ -213,7 +224,8 @@ class FilePart:
 
     def note(self, start: int, end: int) -> None:
         if self._journal is not None:
-            os.write(self._journal, _RECORD.pack(start, end))
+            if os.write(self._journal, _RECORD.pack(start, end)) != _RECORD.size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # Begun now, so that the fsync in the end finds little left to do.
             _safefs.start_writing(self._handle, start, end - start)
 

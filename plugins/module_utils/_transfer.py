@@ -84,8 +84,9 @@ class Stream(Protocol):
 class Source(Protocol):
     """Where bytes come from.
 
-    ``piece`` makes every range asked for one aligned piece of that many bytes, the last one shorter; None leaves the
-    choice to the transfer. ``connections`` fixes their number; None lets it adapt. ``open`` gives ``[start, end)`` of
+    ``piece`` makes every range asked for one aligned piece of that many bytes, the last one shorter, in the order of the
+    entries; it is at least what a Store keeps a journal for (1 MiB); None leaves the choice to the transfer.
+    ``connections`` fixes their number; None lets it adapt. ``open`` gives ``[start, end)`` of
     the entry and may wait until they exist; it is called from several threads, and raises TransientError,
     RangeRefusedError, OSError, or FleetError when retrying is vain.
     """
@@ -126,7 +127,7 @@ class Store(Protocol):
 
 
 class Observer(Protocol):
-    """Hears what happens to each entry, from the threads of the transfer."""
+    """Hears what happens to each entry, in order, from the threads of the transfer, which wait for it meanwhile."""
 
     def begun(self, entry: Entry, fileno: int, done: Sequence[tuple[int, int]]) -> None:
         """Its part is open for reading at ``fileno``; an earlier run left the ranges ``done``, not verified."""

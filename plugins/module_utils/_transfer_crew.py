@@ -105,7 +105,6 @@ class _Job:
         self.generation += 1
         self.done, self.hashed, self.digest, self.hasher = Ranges(), 0, hashlib.sha256(), None
         self.todo = Ranges([(0, self.entry.size)])
-        self.furthest = 0
         assert self.part is not None
         self.part.restart()
 
@@ -313,11 +312,12 @@ class Crew:
             job.part, job.done = part, done
             job.todo = done.missing(0, entry.size)
             job.furthest, job.inherited = done.size, bool(done)
+            self.observer.begun(entry, part.fileno(), list(done))
             self._active.append(job)
-            self._bytes_left -= done.size
             self._cond.notify_all()
+        with self._count:
+            self._bytes_left -= done.size
         self._monitor.add(done.size)
-        self.observer.begun(entry, part.fileno(), list(done))
 
     def _release(self, claim: _Claim) -> None:
         job = claim.job
@@ -409,6 +409,7 @@ class Crew:
             if job.done.size > job.furthest:
                 # Progress is what no earlier try reached; reading the same prefix for ever is not progress.
                 job.furthest, job.failures = job.done.size, 0
+            self.observer.written(job.entry, start, start + count)
             inline = job.hashed == start and job.hasher in (None, claim)
             if inline:
                 job.hasher = claim
@@ -419,7 +420,6 @@ class Crew:
             self._moved += count
             self._bytes_left -= fresh
         self._monitor.add(fresh, received=count)
-        self.observer.written(job.entry, start, start + count)
         if inline:
             digest.update(data)
             with job.lock:
@@ -475,16 +475,17 @@ class Crew:
         with job.lock:
             lost = job.done.size
             job.reset()
+            self.observer.dropped(job.entry)
         with self._count:
             self._bytes_left += lost
         self._monitor.add(-lost)
-        self.observer.dropped(job.entry)
 
     def _wrong(self, job: _Job, generation: int, what: str) -> None:
         with self._cond:
             if generation != job.generation:
                 return
             self._drop(job)
+            job.furthest = 0
             # Next time as one stream: the ranges may have been the lie.
             job.ranged = job.ranged and self._source.piece is not None
             if job.inherited:

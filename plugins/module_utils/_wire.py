@@ -92,6 +92,7 @@ class Wire:
     def __init__(self, user_agent: str) -> None:
         self._user_agent, self._proxies = user_agent, Proxies()
         self._local = threading.local()
+        self._all: set[http.client.HTTPConnection] = set()
         self._tls: ssl.SSLContext | None = None
         self._tls_lock = threading.Lock()
 
@@ -115,15 +116,13 @@ class Wire:
             return self._send(self._connect(key, timeout), key, url, target, headers, timeout)
 
     def keep(self, key: _Key, connection: http.client.HTTPConnection) -> None:
-        other = self._kept().setdefault(key, connection)
-        if other is not connection:
+        """Use the connection for this thread's next request to the same place."""
+        if self._kept().setdefault(key, connection) is not connection:
             connection.close()
 
-    def close(self) -> None:
-        """Close what this thread has kept."""
-        for connection in self._kept().values():
+    def __del__(self) -> None:
+        for connection in self._all:
             connection.close()
-        self._kept().clear()
 
     def _kept(self) -> dict[_Key, http.client.HTTPConnection]:
         if not hasattr(self._local, "kept"):
@@ -140,13 +139,12 @@ class Wire:
         headers: Mapping[str, str],
         timeout: float,
     ) -> Answer:
-        scheme, host, port, proxy = key
+        scheme, _host, _port, proxy = key
         if connection.sock is not None:
             connection.sock.settimeout(timeout)
         extra: dict[str, str] = {}
         if proxy is not None and scheme == "http":
-            name = f"[{host}]" if ":" in host else host
-            target = f"http://{name}:{port}{target}"
+            target = f"http://{urlsplit(url).netloc.rpartition('@')[2]}{target}"
             extra = _proxy_headers(proxy)
         try:
             connection.putrequest("GET", target, skip_accept_encoding=True, skip_host=bool(extra) or proxy is not None)
@@ -175,6 +173,7 @@ class Wire:
                 connection.set_tunnel(host, port, _proxy_headers(proxy))
         else:
             connection = http.client.HTTPConnection(address, at, timeout=timeout)
+        self._all.add(connection)
         connection.connect()
         return connection
 

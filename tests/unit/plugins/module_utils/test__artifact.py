@@ -12,19 +12,26 @@ import stat
 import types
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact, _manifest, _safefs, _staging
+from ansible_collections.gpufleet.vllm.plugins.module_utils import (
+    _artifact,
+    _artifact_publish,
+    _manifest,
+    _safefs,
+    _staging,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import Resolution
+from ansible_collections.gpufleet.vllm.plugins.module_utils._progress import Monitor
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import RetryPolicy, TransientError
 
 ONE, TWO = "1" * 40, "2" * 40
-FILES = {"config.json": b'{"a": 1}', "model.bin": b"w" * 5000, "sub/same.txt": b"same", "sub/twin.txt": b"same"}
+FILES = {"config.json": b'{"a": 1}', "model.safetensors": b"w" * 5000, "sub/same.txt": b"same", "sub/twin.txt": b"same"}
 NEXT = {**FILES, "config.json": b'{"a": 2}', "new.txt": b"new"}
 del NEXT["sub/twin.txt"]
 
 
 class Stream:
-    described = "a test"
+    described, whole = "a test", False
 
     def __init__(self, data, offset, total):
         self.offset, self.total, self._data = offset, total, data
@@ -66,14 +73,14 @@ class FakeHub:
         ]
 
     def source(self, model, resolution):
-        def open_(entry, offset):
+        def open_(entry, start, end):
             self.asked.append(entry.path)
             if self.on_open is not None:
                 self.on_open(entry)
             data = self._files(resolution)[entry.path]
-            return Stream(data[offset:], offset, len(data))
+            return Stream(data[start:end], start, len(data))
 
-        return types.SimpleNamespace(open=open_)
+        return types.SimpleNamespace(open=open_, piece=None, connections=None)
 
 
 @pytest.fixture
@@ -177,7 +184,7 @@ def test_another_name_of_the_same_commit_needs_no_listing(hub, path):
 def test_a_new_revision_fetches_the_difference(hub, path):
     present(hub, path)
     (path / "notes.txt").write_text("mine")
-    inode = (path / "model.bin").stat().st_ino
+    inode = (path / "model.safetensors").stat().st_ino
     hub.branches["master"] = TWO
     check = present(hub, path, check_mode=True)
     real = present(hub, path)
@@ -185,7 +192,7 @@ def test_a_new_revision_fetches_the_difference(hub, path):
     assert check.bytes_fetched == real.bytes_fetched == expected
     assert (check.before, check.after) == (real.before, real.after)
     assert tree(path) == {**NEXT, "notes.txt": b"mine"}
-    assert (path / "model.bin").stat().st_ino == inode, "unchanged files are linked, not copied"
+    assert (path / "model.safetensors").stat().st_ino == inode, "unchanged files are linked, not copied"
     assert set(real.before["files"]) - set(real.after["files"]) == {"sub/twin.txt"}
     assert real.foreign == ("notes.txt",)
     assert nothing_but_the_model(path)
@@ -202,14 +209,14 @@ def test_other_patterns_are_another_selection(hub, path):
 
 def test_a_touched_file_is_hashed_again_and_kept(hub, path):
     present(hub, path)
-    os.utime(path / "model.bin", ns=(1, 1))
+    os.utime(path / "model.safetensors", ns=(1, 1))
     before = (path / ".gpufleet/manifest.json").read_text()
     check = present(hub, path, check_mode=True)
     assert (path / ".gpufleet/manifest.json").read_text() == before
     real = present(hub, path)
     assert (check.changed, real.changed, real.bytes_fetched) == (False, False, 0)
     assert (path / ".gpufleet/manifest.json").read_text() != before
-    assert (path / "model.bin").stat().st_mtime_ns == 1
+    assert (path / "model.safetensors").stat().st_mtime_ns == 1
 
 
 @pytest.mark.parametrize(
@@ -224,16 +231,16 @@ def test_a_touched_file_is_hashed_again_and_kept(hub, path):
 )
 def test_a_damaged_file_is_fetched_anew(hub, path, damage):
     present(hub, path)
-    damage(path / "model.bin")
+    damage(path / "model.safetensors")
     real = present(hub, path)
-    assert (real.changed, real.bytes_fetched, hub.asked) == (True, 5000, ["resolve", "model.bin"])
+    assert (real.changed, real.bytes_fetched, hub.asked) == (True, 5000, ["resolve", "model.safetensors"])
     assert tree(path) == FILES
-    assert real.before["files"].get("model.bin") != real.after["files"]["model.bin"]
+    assert real.before["files"].get("model.safetensors") != real.after["files"]["model.safetensors"]
 
 
 def test_silent_damage_is_found_by_verified(hub, path):
     present(hub, path)
-    file = path / "model.bin"
+    file = path / "model.safetensors"
     times = file.stat()
     file.write_bytes(b"x" * 5000)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -246,14 +253,14 @@ def test_silent_damage_is_found_by_verified(hub, path):
 
 
 def test_a_directory_of_another_tool_is_adopted(hub, path):
-    for name, data in {**FILES, "model.bin": b"bad" * 1000, "model.bin.incomplete": b"w"}.items():
+    for name, data in {**FILES, "model.safetensors": b"bad" * 1000, "model.safetensors.incomplete": b"w"}.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
     (path / "config.json").chmod(0o600)
     check = present(hub, path, check_mode=True)
     real = present(hub, path)
     assert (check.adopted, check.bytes_fetched) == (real.adopted, real.bytes_fetched) == (3, 5000)
-    assert tree(path) == {**FILES, "model.bin.incomplete": b"w"}
+    assert tree(path) == {**FILES, "model.safetensors.incomplete": b"w"}
     assert (path / "config.json").stat().st_mode & 0o777 == 0o644
     assert not present(hub, path).changed
 
@@ -288,9 +295,9 @@ def test_the_directory_keeps_its_mode(hub, path):
 
 def test_a_directory_for_another_model_is_taken_over(hub, path):
     present(hub, path)
-    hub.commits[ONE] = {"other.bin": b"other"}
+    hub.commits[ONE] = {"other.safetensors": b"other"}
     real = present(hub, path, model="acme/other")
-    assert tree(path) == {"other.bin": b"other"}
+    assert tree(path) == {"other.safetensors": b"other"}
     assert (real.before["model"], real.after["model"]) == ("acme/tiny", "acme/other")
 
 
@@ -306,7 +313,7 @@ def test_a_directory_for_another_model_is_taken_over(hub, path):
 @pytest.mark.parametrize("swap", [True, False], ids=["swapped", "one by one"])
 def test_files_and_directories_may_trade_places_between_revisions(hub, path, monkeypatch, old, new, swap):
     if not swap:
-        monkeypatch.setattr(_artifact._Publication, "_must_go_one_by_one", lambda self: True)
+        monkeypatch.setattr(_artifact_publish.Publication, "_must_go_one_by_one", lambda self: True)
     hub.commits = {ONE: old, TWO: new}
     present(hub, path)
     hub.branches["master"] = TWO
@@ -377,7 +384,7 @@ def test_a_failed_fetch_leaves_what_served_and_the_parts(hub, path):
         entry.path == "new.txt" and (none for none in ()).throw(FleetError("hub.not_found", "gone"))
     )
     with pytest.raises(FleetError, match="gone"):
-        present(hub, path, workers=1)
+        present(hub, path, connections=1)
     assert tree(path) == FILES
     hub.on_open = None
     check = present(hub, path, check_mode=True)
@@ -396,9 +403,9 @@ def test_a_failure_before_the_first_byte_leaves_nothing(hub, path, tmp_path):
 
 
 STEPS = [
-    (_artifact._Publication, "_build"),
-    (_artifact._Publication, "_write_manifest"),
-    (_artifact._Publication, "_put_in_place"),
+    (_artifact_publish.Publication, "_build"),
+    (_artifact_publish.Publication, "_write_manifest"),
+    (_artifact_publish.Publication, "_put_in_place"),
     (_safefs, "exchange"),
     (_safefs, "sync_directories"),
 ]
@@ -445,7 +452,7 @@ def test_what_a_kill_after_publishing_left_is_swept(hub, path):
         lambda patch: patch.setattr(_safefs, "exchange", _unsupported),
         lambda patch: patch.setattr(_safefs, "link", _os_error(errno.EPERM)),
         lambda patch: patch.setattr(_safefs, "exchange", _os_error(errno.EXDEV)),
-        lambda patch: patch.setattr(_artifact, "_FOREIGN_MAX", 0),
+        lambda patch: patch.setattr(_artifact_publish, "_FOREIGN_MAX", 0),
     ],
     ids=["no exchange", "no hard links", "no directory rename", "too much of other origin"],
 )
@@ -500,7 +507,7 @@ def test_a_mount_point_is_filled_file_by_file(hub, path, monkeypatch):
     present(hub, path)
     assert (tree(path), path.stat().st_ino) == (NEXT, inode)
     assert nothing_but_the_model(path)
-    (path / "model.bin").unlink()
+    (path / "model.safetensors").unlink()
     hub.on_open = lambda entry: (none for none in ()).throw(FleetError("x", "gone"))
     with pytest.raises(FleetError):
         present(hub, path)
@@ -536,7 +543,7 @@ def test_without_the_hub_anything_less_is_an_error(hub, path, spoil):
     present(hub, path)
     hub.fault = spoil.pop("fault", "unreachable")
     if spoil.pop("damage", False):
-        (path / "model.bin").write_bytes(b"x" * 5000)
+        (path / "model.safetensors").write_bytes(b"x" * 5000)
     with pytest.raises(FleetError):
         present(hub, path, **spoil)
 
@@ -581,7 +588,7 @@ def test_no_inode_count_is_no_lack_of_inodes(hub, path, monkeypatch):
 def test_a_complete_artifact_needs_no_room(hub, path, monkeypatch):
     present(hub, path)
     little_room(monkeypatch, f_bavail=0)
-    os.utime(path / "model.bin", ns=(1, 1))
+    os.utime(path / "model.safetensors", ns=(1, 1))
     assert not present(hub, path).changed
 
 
@@ -638,11 +645,11 @@ def test_absent_spares_what_is_foreign(hub, path, tmp_path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/same.txt").write_text("precious")
     (path / "sub/notes.txt").write_text("mine")
-    (path / "model.bin").unlink()
-    (path / "model.bin").mkdir()
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors").mkdir()
     real = absent(path)
     assert (real.changed, real.foreign) == (True, ("sub/notes.txt",))
-    assert everything(path) == ["model.bin", "sub", "sub/notes.txt"]
+    assert everything(path) == ["model.safetensors", "sub", "sub/notes.txt"]
 
 
 def test_absent_does_not_follow_links(hub, path, tmp_path):
@@ -663,7 +670,7 @@ def test_absent_leaves_alone_what_it_did_not_make(hub, path):
     left = absent(path)
     assert not left.changed
     assert "left alone" in left.warnings[0]
-    present(hub, path, include=("model.bin",))
+    present(hub, path, include=("model.safetensors",))
     other = absent(path, model="acme/other")
     assert not other.changed
     assert "holds acme/tiny" in other.warnings[0]
@@ -675,7 +682,7 @@ def test_absent_leaves_alone_what_it_did_not_make(hub, path):
 def test_absent_removes_the_parts_of_an_interrupted_run(hub, path):
     staging = _staging.acquire(_staging.locate(str(path)), 0.0)
     part = staging.part(_manifest.Entry("x", 5, "a" * 64))
-    part.append(b"x")
+    part.write(b"x", 0)
     part.close()
     staging.release()
     assert absent(path, check_mode=True).changed
@@ -710,7 +717,7 @@ def test_the_manifest_on_disk_says_it_all(hub, path):
         "include": [],
         "exclude": ["sub/*"],
     }
-    assert [item["path"] for item in document["files"]] == ["config.json", "model.bin"]
+    assert [item["path"] for item in document["files"]] == ["config.json", "model.safetensors"]
 
 
 def test_failures_of_the_file_system_are_told(hub, path, monkeypatch):
@@ -735,11 +742,55 @@ def test_another_mark_when_bytes_were_replaced_and_only_then(hub, path):
     first = present(hub, path).published
     assert first
     assert present(hub, path).published == first
-    os.utime(path / "model.bin", (1, 1))
+    os.utime(path / "model.safetensors", (1, 1))
     assert present(hub, path).published == first  # touched, and found right
-    damaged = (path / "model.bin").read_bytes()
-    (path / "model.bin").write_bytes(b"x" + damaged[1:])
+    damaged = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(b"x" + damaged[1:])
     assert present(hub, path, check_mode=True).published is None
     repaired = present(hub, path).published
     assert repaired not in (None, first)
     assert present(hub, path, verify=True).published == repaired
+
+
+# --- pickles ---
+
+
+def test_pickles_are_left_out_and_named(hub, path):
+    hub.commits[ONE] = {**FILES, "pytorch_model.bin": b"cos\nsystem", "sub/rng.PTH": b"x"}
+    real = present(hub, path)
+    assert tree(path) == FILES
+    assert real.left_out == ("pytorch_model.bin", "sub/rng.PTH")
+    assert "pytorch_model.bin, sub/rng.PTH" in real.warnings[0]
+    again = present(hub, path)
+    assert (again.changed, again.left_out, again.warnings, hub.asked) == (False, real.left_out, [], ["resolve"])
+
+
+def test_pickles_are_taken_when_asked_for_and_removed_when_not(hub, path):
+    hub.commits[ONE] = {**FILES, "pytorch_model.bin": b"cos\nsystem"}
+    present(hub, path)
+    taken = present(hub, path, allow_pickle=True)
+    assert (taken.changed, taken.left_out, taken.bytes_fetched) == (True, (), len(b"cos\nsystem"))
+    assert set(tree(path)) == {*FILES, "pytorch_model.bin"}
+    assert not present(hub, path, allow_pickle=True).changed
+    assert present(hub, path).changed
+    assert tree(path) == FILES
+
+
+def test_a_model_of_pickles_alone_is_refused(hub, path, tmp_path):
+    hub.commits[ONE] = {"config.json": b"{}", "pytorch_model.bin": b"cos\nsystem"}
+    for check_mode in (True, False):
+        with pytest.raises(FleetError, match=r"pytorch_model\.bin") as caught:
+            present(hub, path, check_mode=check_mode)
+        assert caught.value.code == "manifest.pickle"
+    assert everything(tmp_path) == []
+    assert present(hub, path, allow_pickle=True).changed
+    assert present(hub, path, exclude=("*.bin",)).changed
+
+
+def test_a_monitor_hears_of_every_byte(hub, path):
+    monitor = Monitor()
+    _artifact.present(request(path), hub, monitor=monitor)
+    assert monitor.snapshot()["phase"] == "done"
+    assert monitor.received == total(FILES)
+    _artifact.present(request(path), hub, verify=True, monitor=monitor)
+    assert monitor.received == total(FILES)

@@ -22,7 +22,12 @@ PARAMS = {
     "exclude": [],
     "path": "/srv/tiny",
     "state": "present",
-    "workers": 3,
+    "connections": 3,
+    "bandwidth": "2MiB",
+    "retries": 4,
+    "allow_pickle": True,
+    "engine": "native",
+    "client": "modelscope",
     "lock_timeout": 7.0,
 }
 
@@ -36,7 +41,7 @@ def calls(monkeypatch):
     made = []
     entries = (Entry("a", 1, "a" * 64), Entry("b", 2, "b" * 64))
     foreign = tuple(f"f{number}" for number in range(150))
-    outcome = Outcome("/srv/tiny", True, "c" * 40, 3, entries, 1, foreign, {"x": 1}, {"x": 2}, ["careful"])
+    outcome = Outcome("/srv/tiny", True, "c" * 40, 3, entries, 1, foreign, ("w.bin",), {"x": 1}, {"x": 2}, ["careful"])
 
     def present(request, hub, verify=False):
         made.append(("present", request, verify))
@@ -61,7 +66,9 @@ def test_options_become_a_request(calls, state, call, verify):
     assert (made, verified) == (call, verify)
     assert (request.model, request.revision, request.path) == ("acme/tiny", "v1", "/srv/tiny")
     assert (request.endpoint, request.include, request.exclude) == ("https://hub.example.com", ("*.json",), ())
-    assert (request.workers, request.lock_timeout, request.check_mode) == (3, 7.0, True)
+    assert (request.connections, request.bandwidth, request.policy.attempts) == (3, 2 * 1024 * 1024, 5)
+    assert (request.allow_pickle, request.engine, request.client) == (True, "native", "modelscope")
+    assert (request.lock_timeout, request.check_mode) == (7.0, True)
 
 
 def test_an_outcome_becomes_results(calls):
@@ -74,6 +81,7 @@ def test_an_outcome_becomes_results(calls):
     )
     assert result["files"][1] == {"path": "b", "size": 2, "sha256": "b" * 64}
     assert (result["adopted"], len(result["foreign"]), result["warnings"]) == (1, 100, ["careful"])
+    assert result["left_out"] == ["w.bin"]
     assert "diff" not in result
     diff = _artifact_module.run(module(diff=True))["diff"]
     assert (diff["before"], diff["after"]) == ({"x": 1}, {"x": 2})
@@ -85,9 +93,32 @@ def test_absent_asks_no_hub(calls, monkeypatch):
     _artifact_module.run(module(state="absent", token="x", endpoint="http://hub.example.com"))
 
 
-@pytest.mark.parametrize("change", [{"workers": 0}, {"lock_timeout": -0.5}])
+@pytest.mark.parametrize("change", [{"connections": 0}, {"retries": -1}, {"lock_timeout": -0.5}])
 def test_numbers_that_cannot_be(calls, change):
     with pytest.raises(FleetError) as caught:
         _artifact_module.run(module(**change))
     assert caught.value.code == "artifact.bad_option"
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("", 0),
+        (" ", 0),
+        ("1024", 1024),
+        ("200MB", 200_000_000),
+        ("1.5 GiB", 3 * 2**29),
+        ("800Mbit", 100_000_000),
+        ("20kb", 20_000),
+    ],
+)
+def test_bandwidths(text, rate):
+    assert _artifact_module.parse_bandwidth(text) == rate
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "fast", "10", "1TB/s", "1e9", "MB", "8kbit/"])
+def test_bandwidths_that_cannot_be(text):
+    with pytest.raises(FleetError) as caught:
+        _artifact_module.parse_bandwidth(text)
+    assert caught.value.code == "artifact.bad_bandwidth"

@@ -31,9 +31,15 @@ class Server:
 
     def __init__(self):
         self.routes, self.seen = {}, []
+        self.connections, self.http11, self.hang_up = 0, False, False
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            def setup(self):
+                super().setup()
+                outer.connections += 1
+                self.protocol_version = "HTTP/1.1" if outer.http11 else "HTTP/1.0"
+
             def do_GET(self):
                 outer.seen.append((self.path, dict(self.headers)))
                 answer = outer.routes.get(urlsplit(self.path).path, (404, {}, {"Code": 10010205001}))
@@ -48,6 +54,8 @@ class Server:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
+                if outer.hang_up:  # without a word in the answer's headers
+                    self.close_connection = True
 
             def log_message(self, format, *args):
                 pass
@@ -333,14 +341,14 @@ def test_headers(server):
     assert headers["cookie"] == f"m_session_id={TOKEN}"
     assert headers["accept-encoding"] == "identity"
     assert headers["user-agent"] == _hub.USER_AGENT
-    assert set(headers) == {"authorization", "cookie", "accept-encoding", "user-agent", "host", "connection"}
+    assert set(headers) == {"authorization", "cookie", "accept-encoding", "user-agent", "host"}
 
 
 def test_the_token_does_not_leave_the_host(server):
     with Server() as cdn:
         cdn.routes["/blob"] = (200, {}, b"1234567")
         server.routes[f"{API}/repo"] = (302, {"Location": f"{cdn.url}/blob?auth_key=secret"}, b"")
-        stream = client(server, TOKEN).source(MODEL, _hub.Resolution("master", COMMIT)).open(Entry("x", 7, ""), 0)
+        stream = client(server, TOKEN).source(MODEL, _hub.Resolution("master", COMMIT)).open(Entry("x", 7, ""), 0, 7)
         assert stream.read(100) == b"1234567"
         stream.close()
         assert "secret" not in stream.described
@@ -470,26 +478,26 @@ def test_a_listing_that_leads_in_circles_or_out_ends(server, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "headers", "offset", "expected"),
     [
-        (200, {}, 0, (0, 7)),
-        (200, {}, 3, (0, 7)),  # range ignored
-        (206, {"Content-Range": "bytes 3-6/7"}, 3, (3, 7)),
-        (200, {"Content-Range": "bytes 3-6/7"}, 3, (3, 7)),  # a gateway that says 200 and means 206
-        (206, {"Content-Range": "bytes 3-6/*"}, 3, (3, None)),
-        (206, {}, 3, (None, None)),
-        (206, {}, 0, (0, 7)),
-        (206, {"Content-Range": "nonsense"}, 3, (None, None)),
-        (200, {"Content-Range": "bytes 3-6/9"}, 3, (3, 9)),
+        (200, {}, 0, (0, 7, True)),
+        (200, {}, 3, (0, 7, True)),  # range ignored
+        (206, {"Content-Range": "bytes 3-6/7"}, 3, (3, 7, False)),
+        (200, {"Content-Range": "bytes 3-6/7"}, 3, (3, 7, False)),  # a gateway that says 200 and means 206
+        (206, {"Content-Range": "bytes 3-6/*"}, 3, (3, None, False)),
+        (206, {}, 3, (None, None, False)),
+        (206, {}, 0, (0, 7, True)),
+        (206, {"Content-Range": "nonsense"}, 3, (None, None, False)),
+        (200, {"Content-Range": "bytes 3-6/9"}, 3, (3, 9, False)),
     ],
 )
 def test_where_an_answer_starts(server, status, headers, offset, expected):
     server.routes[f"{API}/repo"] = (status, headers, b"1234567")
     source = client(server).source(MODEL, _hub.Resolution("master", COMMIT))
-    stream = source.open(Entry("sub dir/x.bin", 7, ""), offset)
+    stream = source.open(Entry("sub dir/x.bin", 7, ""), offset, 7)
     stream.close()
-    assert (stream.offset, stream.total) == expected
+    assert (stream.offset, stream.total, stream.whole) == expected
     path, sent = server.seen[0]
     assert path == f"{API}/repo?Revision={COMMIT}&FilePath=sub%20dir%2Fx.bin"
-    assert sent.get("Range") == (f"bytes={offset}-" if offset else None)
+    assert sent.get("Range") == (f"bytes={offset}-6" if offset else None)
 
 
 def test_files_that_are_refused(server):
@@ -497,13 +505,52 @@ def test_files_that_are_refused(server):
     item = Entry("x", 7, "")
     server.routes[f"{API}/repo"] = (416, {"Content-Range": "bytes */5"}, b"")
     with pytest.raises(RangeRefusedError):
-        source.open(item, 6)
+        source.open(item, 6, 7)
     server.routes[f"{API}/repo"] = refused(10010200001)
     with pytest.raises(FleetError, match="x of acme/tiny"):
-        source.open(item, 0)
+        source.open(item, 0, 7)
     server.routes[f"{API}/repo"] = (200, {"Content-Encoding": "gzip"}, b"1234567")
     with pytest.raises(TransientError, match="encoded"):
-        source.open(item, 0)
+        source.open(item, 0, 7)
+
+
+def test_where_the_hub_sent_us_is_asked_first_until_it_is_not_good_any_more(server):
+    with Server() as cdn:
+        answer = (206, {"Content-Range": "bytes 0-2/7"}, b"123")
+        cdn.routes["/blob"] = [answer, answer, (403, {}, b"<Error>expired</Error>"), answer]
+        server.routes[f"{API}/repo"] = (302, {"Location": f"{cdn.url}/blob?auth_key=secret"}, b"")
+        source = client(server).source(MODEL, _hub.Resolution("master", COMMIT))
+        for _unused in range(3):
+            stream = source.open(Entry("x", 7, ""), 0, 3)
+            assert (stream.offset, stream.read(10)) == (0, b"123")
+            stream.close()
+    assert len(server.seen) == 2, "once at first, and once when the signed URL had expired"
+    assert len(cdn.seen) == 4
+    assert [headers["Range"] for _path, headers in cdn.seen] == ["bytes=0-2"] * 4
+
+
+def test_a_connection_is_used_again(server):
+    server.http11 = True
+    server.routes[f"{API}/repo"] = (200, {}, b"1234567")
+    source = client(server).source(MODEL, _hub.Resolution("master", COMMIT))
+    for _unused in range(3):
+        stream = source.open(Entry("x", 7, ""), 0, 7)
+        assert stream.read(100) == b"1234567"
+        stream.close()
+    assert server.connections == 1
+    source.open(Entry("x", 7, ""), 0, 7).close()  # not read to its end
+    source.open(Entry("x", 7, ""), 0, 7).close()
+    assert server.connections == 2
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_made_anew(server):
+    server.http11, server.hang_up = True, True
+    server.routes[f"{API}/revisions"] = revisions([("master", COMMIT)])
+    one = client(server)
+    for _unused in range(3):
+        assert one.resolve(MODEL, "master").commit == COMMIT
+    assert server.connections == 3
+    assert one.waits == []
 
 
 def test_an_expired_signed_url_is_worth_another_try(server):
@@ -511,5 +558,5 @@ def test_an_expired_signed_url_is_worth_another_try(server):
         cdn.routes["/blob"] = (403, {}, b"<Error>expired auth_key</Error>")
         server.routes[f"{API}/repo"] = (302, {"Location": f"{cdn.url}/blob?auth_key=secret"}, b"")
         with pytest.raises(TransientError, match="HTTP 403") as caught:
-            client(server).source(MODEL, _hub.Resolution("master", COMMIT)).open(Entry("x", 7, ""), 0)
+            client(server).source(MODEL, _hub.Resolution("master", COMMIT)).open(Entry("x", 7, ""), 0, 7)
     assert "secret" not in str(caught.value)

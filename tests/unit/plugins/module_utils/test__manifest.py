@@ -27,6 +27,7 @@ def manifest(**changes):
         "endpoint": "https://hub.example.com",
         "include": (),
         "exclude": ("*.md",),
+        "left_out": ("pickle.pt",),
         "entries": entries,
         "stats": {"a.json": m.FileStat(3, 11), "sub/b.bin": m.FileStat(5, 12)},
     }

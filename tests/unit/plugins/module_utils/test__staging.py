@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
+import socket
+import time
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _staging
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _lock, _staging
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Entry
 
@@ -103,7 +105,8 @@ def test_parts_stay_for_the_next_run(tmp_path):
     path = tmp_path / "model"
     staging = acquire(path)
     part = staging.part(ENTRY)
-    part.append(b"1234")
+    part.write(b"1234", 0)
+    part.note(0, 4)
     part.close()
     staging.part(Entry("y", 1, "b" * 64)).close()  # empty: of no use
     staging.release()
@@ -112,12 +115,10 @@ def test_parts_stay_for_the_next_run(tmp_path):
     assert _staging.parts_on_disk(location) == {ENTRY.sha256: 4}
     staging = acquire(path)
     part = staging.part(ENTRY)
-    assert part.size == 4
-    state = hashlib.sha256()
-    part.prefix(state, lambda: False)
-    assert state.digest() == hashlib.sha256(b"1234").digest()
+    assert list(part.done) == [(0, 4)]
+    assert (part.read(10, 0), part.read(10, 2)) == (b"1234", b"34")
     part.restart()
-    assert part.size == 0
+    assert os.fstat(part.fileno()).st_size == 0
     part.close()
     staging.discard()
     staging.release()
@@ -130,7 +131,8 @@ def test_a_second_run_is_told_who_holds_it(tmp_path):
     with pytest.raises(FleetError) as caught:
         acquire(tmp_path / "model", 2.0, clock)
     assert caught.value.code == "artifact.locked"
-    assert f"process {os.getpid()} on host" in caught.value.seen
+    assert f"process {os.getpid()} of user" in caught.value.seen
+    assert "(heard of 0 s ago)" in caught.value.seen
     assert clock.now == 2.0
     staging.release()
     acquire(tmp_path / "model").release()
@@ -148,9 +150,104 @@ def test_a_waiting_run_goes_on_when_the_first_one_ends(tmp_path):
 
 def test_the_lock_of_a_dead_process_is_free(tmp_path):
     os.makedirs(tmp_path / ".model.gpufleet", 0o700)
-    (tmp_path / ".model.gpufleet/lock").write_text('{"pid": 1, "host": "h", "since": "s"}')
+    lock = tmp_path / ".model.gpufleet/lock"
+    lock.write_text(json.dumps({"pid": 1, "user": "u", "host": socket.gethostname(), "since": "s"}))
     acquire(tmp_path / "model").release()
     assert os.listdir(tmp_path) == []
+
+
+def test_another_host_is_believed_while_its_lock_file_is_touched(tmp_path):
+    """Where the file system's locks do not reach the other host."""
+    os.makedirs(tmp_path / ".model.gpufleet", 0o700)
+    lock = tmp_path / ".model.gpufleet/lock"
+    lock.write_text(json.dumps({"pid": 1, "user": "u", "host": "elsewhere", "since": "s"}))
+    with pytest.raises(FleetError, match="process 1 of user 'u' on host 'elsewhere' since 's'") as caught:
+        acquire(tmp_path / "model")
+    assert caught.value.code == "artifact.locked"
+    old = time.time() - _lock.FRESH - 1
+    os.utime(lock, (old, old))
+    acquire(tmp_path / "model").release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_held_lock_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(_lock, "PULSE", 0.01)
+    staging = acquire(tmp_path / "model")
+    lock = tmp_path / ".model.gpufleet/lock"
+    os.utime(lock, (1, 1))
+    deadline = time.monotonic() + 10
+    while lock.stat().st_mtime < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    staging.release()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(_lock.fcntl, "flock", no_locks)
+    with pytest.raises(FleetError, match="No locks available") as caught:
+        acquire(tmp_path / "model")
+    assert caught.value.code == "artifact.no_locks"
+
+
+LARGE = Entry("large", _staging.JOURNAL_MIN + 100, "c" * 64)
+
+
+def test_a_large_part_knows_what_of_it_is_there(tmp_path):
+    path = tmp_path / "model"
+    staging = acquire(path)
+    part = staging.part(LARGE)
+    part.write(b"end", LARGE.size - 3)
+    part.write(b"start", 0)
+    part.note(LARGE.size - 3, LARGE.size)
+    part.note(0, 5)
+    part.write(b"not noted", 1000)
+    part.close()
+    staging.release()
+    location = _staging.locate(str(path))
+    assert _staging.parts_on_disk(location) == {LARGE.sha256: 8}
+    journal = f"{location.staging}/parts/{LARGE.sha256}.ranges"
+    with open(journal, "ab") as stream:
+        stream.write(b"torn")
+    staging = acquire(path)
+    part = staging.part(LARGE)
+    assert list(part.done) == [(0, 5), (LARGE.size - 3, LARGE.size)]
+    part.restart()
+    part.close()
+    assert os.path.getsize(journal) == 0
+    part = staging.part(LARGE)
+    part.write(b"x" * LARGE.size, 0)
+    part.complete()
+    part.close()
+    assert os.listdir(f"{location.staging}/parts") == [LARGE.sha256]
+    staging.discard()
+    staging.release()
+
+
+def test_a_large_part_without_a_journal_was_written_from_its_beginning(tmp_path):
+    staging = acquire(tmp_path / "model")
+    (tmp_path / ".model.gpufleet/parts" / LARGE.sha256).write_bytes(b"12345")
+    part = staging.part(LARGE)
+    assert list(part.done) == [(0, 5)]
+    part.close()
+    assert _staging.parts_on_disk(staging.location) == {LARGE.sha256: 5}
+    staging.discard()
+    staging.release()
+
+
+def test_a_journal_that_says_more_than_there_is(tmp_path):
+    """What a power failure leaves."""
+    staging = acquire(tmp_path / "model")
+    parts = tmp_path / ".model.gpufleet/parts"
+    (parts / LARGE.sha256).write_bytes(b"12345")
+    (parts / f"{LARGE.sha256}.ranges").write_bytes((0).to_bytes(8, "little") + (500).to_bytes(8, "little"))
+    part = staging.part(LARGE)
+    assert list(part.done) == [(0, 5)]
+    part.close()
+    staging.discard()
+    staging.release()
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "[]", '{"pid": "x"}'])
@@ -192,7 +289,7 @@ def test_a_planted_part_is_replaced_and_its_target_untouched(tmp_path, plant):
     else:
         os.mkfifo(name)
     part = staging.part(ENTRY)
-    part.append(b"x")
+    part.write(b"x" * ENTRY.size, 0)
     part.complete()
     part.close()
     assert victim.read_text() == "precious"

@@ -21,15 +21,15 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import Resoluti
 from ansible_collections.gpufleet.vllm.plugins.modules import modelscope_model
 
 COMMIT = "2e50b77b0eee3083842019e257b74854323d880a"
-DATA = {"config.json": b"{}", "model.bin": b"weights"}
+DATA = {"config.json": b"{}", "model.safetensors": b"weights"}
 TOKEN = "ms-0123456789abcdef"
 
 
 class Stream:
-    described = "a test"
+    described, whole = "a test", False
 
-    def __init__(self, data, offset):
-        self.offset, self.total, self._data = offset, len(data), data[offset:]
+    def __init__(self, data, start, end):
+        self.offset, self.total, self._data = start, len(data), data[start:end]
 
     def read(self, limit):
         data, self._data = self._data, b""
@@ -49,7 +49,9 @@ class FakeHub:
         ]
 
     def source(self, model, resolution):
-        return types.SimpleNamespace(open=lambda entry, offset: Stream(DATA[entry.path], offset))
+        return types.SimpleNamespace(
+            open=lambda entry, start, end: Stream(DATA[entry.path], start, end), piece=None, connections=None
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +82,7 @@ def test_present_again_and_absent(capsys, tmp_path, hub):
     keys = ("changed", "commit", "path", "bytes_fetched", "bytes_total", "files", "manifest_digest", "adopted", "diff")
     assert {key: check[key] for key in keys} == {key: real[key] for key in keys}
     assert (real["changed"], real["commit"], real["bytes_fetched"], real["bytes_total"]) == (True, COMMIT, 9, 9)
-    assert [item["path"] for item in real["files"]] == ["config.json", "model.bin"]
+    assert [item["path"] for item in real["files"]] == ["config.json", "model.safetensors"]
     assert real["diff"]["before"]["commit"] is None
     assert real["diff"]["after"]["commit"] == COMMIT
     assert hub.said == ["a warning"] * 2
@@ -105,7 +107,7 @@ def test_the_default_path(capsys, tmp_path, monkeypatch):
         ({"model": "x"}, "hub.bad_model"),
         ({"revision": "../x"}, "hub.bad_revision"),
         ({"endpoint": "ftp://x"}, "hub.bad_endpoint"),
-        ({"workers": 0}, "artifact.bad_option"),
+        ({"connections": 0}, "artifact.bad_option"),
         ({"lock_timeout": -1}, "artifact.bad_option"),
         ({"path": "/"}, "path.unusable"),
     ],
@@ -148,12 +150,13 @@ def test_environment(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_it_in_order(capsys, tmp_path, monkeypatch, hub, number):
-    def killed(entry, offset):
+    def killed(entry, start, end):
         os.kill(os.getpid(), number)
         raise FleetError("never", "reached by the worker")
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(hub, "source", lambda model, resolution: types.SimpleNamespace(open=killed))
+    source = types.SimpleNamespace(open=killed, piece=None, connections=None)
+    monkeypatch.setattr(hub, "source", lambda model, resolution: source)
     result = run(capsys, modelscope_model, path=str(tmp_path / "model"))
     assert result["code"] in ("interrupted", "never")
     assert os.listdir(tmp_path) == []
