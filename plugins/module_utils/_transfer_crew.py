@@ -54,7 +54,8 @@ PIECE_MAX = 32 * 1024 * 1024
 """A range is so large that the round trip before it does not count, and so small that the last ones end together."""
 
 NOTE = 16 * 1024 * 1024
-"""What a connection may lose when the process is killed."""
+NOTE_SECONDS = 0.25
+"""What a connection may lose when the process is killed: so many bytes, or what came in so long."""
 
 SLOW_SECONDS = 2.0
 """A range that would take longer than this is shared with a connection that has nothing else to do."""
@@ -75,7 +76,7 @@ class _Claim:
 
     def __init__(self, job: _Job, start: int, end: int, now: float) -> None:
         self.job, self.start, self.pos, self.end = job, start, start, end
-        self.noted = start
+        self.noted, self.noted_at = start, now
         self.generation = job.generation
         self.began = self.heard = now
 
@@ -335,7 +336,7 @@ class Crew:
         job = claim.job
         if claim.pos > claim.noted and not job.complete and claim.generation == job.generation and job.part is not None:
             job.part.note(claim.noted, claim.pos)
-            claim.noted = claim.pos
+            claim.noted, claim.noted_at = claim.pos, claim.heard
 
     def _receive(self, claim: _Claim) -> None:
         job = claim.job
@@ -390,7 +391,7 @@ class Crew:
                 raise TransientError("transfer.incomplete", f"the connection ended at byte {claim.pos} of {size}")
             self._write(claim, data)
             claim.heard = time.monotonic()
-            if claim.pos - claim.noted >= NOTE:
+            if claim.pos - claim.noted >= NOTE or claim.heard - claim.noted_at >= NOTE_SECONDS:
                 self._note(claim)
             if wait := self._bucket.draw(len(data)):
                 self._stop.wait(wait)

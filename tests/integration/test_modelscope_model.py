@@ -183,7 +183,7 @@ def test_two_at_once(host: Host, repo: Hub, source: Path, path: Path) -> None:
     wait_for(lambda: parts(path) > 0, "progress")
     second = host.start(path=str(path), lock_timeout=30)
     message = host.fail("artifact.locked", path=str(path), lock_timeout=0)
-    assert f"process {first.pid} on host {socket.gethostname()!a} since" in message
+    assert f"process {first.pid} of user 'root' on host {socket.gethostname()!a} since" in message
     assert host.result(first)["bytes_fetched"] == total(source)
     waited = host.result(second)
     assert (waited["changed"], waited["bytes_fetched"]) == (False, 0)
