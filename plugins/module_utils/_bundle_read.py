@@ -277,18 +277,26 @@ class _TarSource(_Source):
         files = _bundle_tar.files_of(manifest, signature, bundle.entries)
         total = _bundle_tar.layout(files).total
         count = len(self._sizes)
-        last = total - self._split * (count - 1)
-        wanted = [self._split] * (count - 1) + [last]
+        # What the size of a part was is not written down: the one by which the fewest parts are wrong.
+        guesses = [self._wanted(total, split) for split in sorted(set(self._sizes))]
+        wanted = max(guesses, key=lambda guess: sum(map(int.__eq__, self._sizes, guess)))
+        self._split = wanted[0] if count > 1 else 0
         wrong = [
             f"{os.path.basename(path)} ({size} bytes, not {right})"
             for path, size, right in zip(self._paths, self._sizes, wanted)
             if size != right
         ]
-        if wrong and (count == 1 or 0 < last <= self._split):
+        if wrong and wanted[-1] > 0:
             raise _bundle.damaged(f"{self._directory}: of another size than they were: {', '.join(wrong[:5])}")
         if wrong:
             blamed = self._blame(range(count)) or "no part differs from its SHA-256"
             raise _bundle.damaged(f"the parts of {self.path} have {sum(self._sizes)} bytes, not {total}: {blamed}")
+
+    def _wanted(self, total: int, split: int) -> list[int]:
+        """The sizes of the parts, if they were made in this size; the last is 0 where they can not have been."""
+        before = len(self._sizes) - 1
+        last = total - split * before
+        return [split] * before + [last if not before or 0 < last <= split else 0]
 
     def copy(self, entries: Sequence[Entry], take: Take) -> None:
         stream, begun = self._parts, self._begun

@@ -170,7 +170,7 @@ def expect_header(stream: Reader, path: str, size: int, begun: bytes = b"") -> N
     wanted = header(path, size)
     got = begun + read_exactly(stream, len(wanted) - len(begun), f"the header of {path!a}")
     if got != wanted:
-        raise unexpected(got, path)
+        raise unexpected(got if got[:BLOCK] != wanted[:BLOCK] else got[-BLOCK:], path)
 
 
 def expect_padding(stream: Reader, path: str, size: int) -> None:

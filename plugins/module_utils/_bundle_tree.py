@@ -96,6 +96,10 @@ class Tree:
         self._ours: set[str] = set()
 
     def __enter__(self) -> Tree:
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise FleetError(
+                "bundle.path_in_use", f"{self.path} is no directory", "a directory, or nothing", "choose another path"
+            )
         if not self.check_mode:
             os.makedirs(self.path, 0o755, exist_ok=True)
         if os.path.isdir(self.path):
@@ -103,10 +107,6 @@ class Tree:
             if not self.check_mode:
                 self._lock = lock(os.path.join(self.path, LOCK), self.path)
             self._read_state()
-        elif os.path.lexists(self.path):
-            raise FleetError(
-                "bundle.path_in_use", f"{self.path} is no directory", "a directory, or nothing", "choose another path"
-            )
         return self
 
     def __exit__(self, *_: object) -> None:

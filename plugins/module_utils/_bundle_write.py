@@ -300,7 +300,9 @@ class _Directory(_Writer):
         tree.begin(bundle.entries)
         for entry in survey.missing:
             source = collected.sources[entry.path][1]
-            if not tree.link(entry, source):
+            # The user may write to a file of his own; what we keep is only ever replaced.
+            ours = not entry.path.startswith(("files/", "collection/"))
+            if not (ours and tree.link(entry, source)):
                 with tree.writing(entry) as sink:
                     _copy(entry, source, sink)
         tree.finish(survey, manifest, signature)
