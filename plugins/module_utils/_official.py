@@ -35,7 +35,7 @@ DIRECTORY = "official"
 LOOK_SECONDS = 1.0
 """How often its directory is looked at for progress."""
 
-DEADLINE = 30 * 24 * 3600.0
+DEADLINE = 7 * 24 * 3600.0
 """The client has limits of its own; this one only ends a process that hangs for ever."""
 
 ARGUMENT_BYTES = 100_000

@@ -21,7 +21,6 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -274,6 +273,8 @@ class Staging:
 
     def sync(self, names: Iterable[str]) -> None:
         """Make the small parts durable, which their transfer did not wait for: together, as that is a tenth as long."""
+        from concurrent.futures import ThreadPoolExecutor
+
         pool = ThreadPoolExecutor(max_workers=_SYNCERS)
         try:
             for _unused in pool.map(self._sync_one, names):
