@@ -10,6 +10,7 @@ One root directory holds all of it, readable by a person::
 
     plan.json                     what was applied last (0600: an environment may hold more than a path)
     record.json                   what was last proved to answer
+    artifacts.json                when a plan or record stopped naming a model artifact
     compose.yaml                  compose only; a person can use it with docker compose
     services/NAME/environment     0600, secrets included; compose: 0400 of the container's user, secrets alone
     services/NAME/run.sh          supervisor only; starts the service by hand, too
@@ -88,6 +89,10 @@ class Layout:
     @property
     def record(self) -> str:
         return f"{self.root}/record.json"
+
+    @property
+    def artifacts(self) -> str:
+        return f"{self.root}/artifacts.json"
 
     @property
     def lock(self) -> str:

@@ -40,6 +40,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
     service_digest,
     write_file,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._usage import note_replaced
 
 # A stop waits for the longest drain among what it stops, and for this much more.
 STOP_SLACK_SECONDS = 15
@@ -151,6 +152,7 @@ def present(options: Options, check_mode: bool) -> dict[str, t.Any]:
                 previous.define([])
             if changed:
                 stack.apply(desired, changes, _stop_timeout(options, layout))
+            note_replaced(layout, read_json(layout.plan), plan)
             write_file(layout.plan, as_text(plan), 0o600)
     return {
         "changed": changed or plan_changed,
@@ -228,8 +230,8 @@ def _remove_all(backend: Backend, names: t.Sequence[str], timeout: float) -> Non
 
 
 def _state_paths(layout: Layout) -> list[str]:
-    names = ["compose.yaml", "images.json", "plan.json", "record.json", "services", "logs", "supervisor"]
-    names += ["audio-image-files", "image-build.lock"]
+    names = ["compose.yaml", "images.json", "plan.json", "record.json", "artifacts.json"]
+    names += ["services", "logs", "supervisor", "audio-image-files", "image-build.lock"]
     return [*(f"{layout.root}/{name}" for name in names), *glob.glob(f"{glob.escape(layout.root)}/.image-build-*")]
 
 
@@ -261,6 +263,7 @@ def record(root: str, check_mode: bool) -> dict[str, t.Any]:
     changed = plan is not None and before.get("digest") != digest
     if changed and plan and not check_mode:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        note_replaced(layout, before, plan)
         write_file(layout.record, as_text({**plan, "recorded_at": stamp}), 0o600)
     return {
         "changed": changed,

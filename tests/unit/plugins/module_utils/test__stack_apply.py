@@ -227,6 +227,30 @@ def test_record_moves_once(tmp_path: Path, host: Systemctl) -> None:
     assert _stack_apply.record(str(root), False)["changed"]
 
 
+def test_when_a_model_was_last_needed_is_written_down(tmp_path: Path, host: Systemctl) -> None:
+    """In the plan that was applied, and in the record that a rollback returns to."""
+    root = tmp_path / "root"
+    models = [{**entry(name), "path": str(tmp_path / name)} for name in ("a", "b")]
+    for model in models:
+        os.mkdir(model["path"])
+    noted = root / "artifacts.json"
+    _stack_apply.present(options(tmp_path, models[0]), False)
+    _stack_apply.record(str(root), False)
+    assert not noted.exists()
+    _stack_apply.present(options(tmp_path, models[1]), True)
+    assert not noted.exists()
+    _stack_apply.present(options(tmp_path, models[1]), False)
+    assert list(json.loads(noted.read_text())["left"]) == [str(tmp_path / "a")]
+    noted.write_text('{"left": {}}')
+    _stack_apply.record(str(root), False)
+    assert list(json.loads(noted.read_text())["left"]) == [str(tmp_path / "a")]
+    before = tree(tmp_path)
+    assert not _stack_apply.present(options(tmp_path, models[1]), False)["changed"]
+    assert tree(tmp_path) == before
+    _stack_apply.absent(options(tmp_path), False)
+    assert not noted.exists()
+
+
 def test_a_damaged_plan_is_not_recorded_in_silence(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{damaged")
     with pytest.raises(FleetError) as caught:
