@@ -221,6 +221,7 @@ class Adaptive:
     GAIN = 1.1
     HOLD = 8.0
     TICK = 0.25
+    DEAF = 1.0
     REQUEST = 64 * 1024
     """What a finished request counts for, beside its bytes: small files are bound by round trips."""
 
@@ -230,6 +231,7 @@ class Adaptive:
         self._before, self._best = self.allowed, 0.0
         self._settling, self._held_until = True, 0.0
         self._moved = 0
+        self._slowed = float("-inf")
 
     def tick(self, moved: int, busy: bool, seconds: float) -> None:
         """``moved`` is a running total of bytes and requests; ``busy`` says that there was work for all."""
@@ -259,7 +261,10 @@ class Adaptive:
             self._held_until = self._clock() + self.HOLD
 
     def back_off(self) -> None:
-        """The other side is overloaded."""
+        """The other side is overloaded; what it says to many connections at once counts as one word."""
+        if self._clock() < self._slowed + self.DEAF:
+            return
+        self._slowed = self._clock()
         self._before = self.allowed = max(1, self.allowed // 2)
         self._settling, self._best = True, 0.0
         self._held_until = self._clock() + self.HOLD

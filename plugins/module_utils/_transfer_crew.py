@@ -263,7 +263,7 @@ class Crew:
         best, gain = None, SLOW_SECONDS
         for job in self._active:
             for claim in job.claims if job.ranged else ():
-                left = claim.end - claim.pos
+                left = claim.end - claim.pos if claim.generation == job.generation else 0
                 if left and now - claim.heard >= SILENT_SECONDS:
                     end, claim.end = claim.end, claim.pos
                     return _Claim(job, claim.pos, end, now)
@@ -298,6 +298,8 @@ class Crew:
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._disk_full(job, exc) from exc
+            if job.part is None:  # not the network: the part cannot be opened
+                raise
             self._failed(claim, exc, None)
         finally:
             self._release(claim)
@@ -399,9 +401,11 @@ class Crew:
             self._wrong(job, claim.generation, "the server sends more bytes than that")
 
     def _write(self, claim: _Claim, data: bytes) -> None:
-        job, start, count = claim.job, claim.pos, len(data)
+        job, start = claim.job, claim.pos
         with job.lock:
-            if claim.generation != job.generation or job.part is None:
+            data = data[: max(0, claim.end - start)]  # the rest may have been handed to somebody else meanwhile
+            count = len(data)
+            if claim.generation != job.generation or job.part is None or job.complete or not count:
                 raise _Stale
             job.part.write(data, start)
             before = job.done.size
@@ -444,6 +448,8 @@ class Crew:
                     if self._stop.is_set():
                         raise Interrupted
                     if not data:
+                        if generation != job.generation:
+                            raise _Stale
                         raise OSError(errno.EIO, "bytes that were written are not there any more")
                     digest.update(data)
                     offset += len(data)
@@ -463,9 +469,10 @@ class Crew:
         job.part.complete()
         self.observer.verified(job.entry)
         with self._cond:
-            job.complete = True
+            with job.lock:
+                job.complete = True
+                job.part.close()
             self._active.remove(job)
-            job.part.close()
             self._left -= 1
             self._cond.notify_all()
 

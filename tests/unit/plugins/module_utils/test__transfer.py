@@ -295,6 +295,46 @@ def test_the_first_failure_ends_it_and_is_raised():
         fetch(Script(gone), entries=[entry(), entry(b"other")])
 
 
+def test_a_part_that_cannot_be_opened_ends_it():
+    store = MemoryStore()
+
+    def part(item):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    store.part = part
+    with pytest.raises(PermissionError):
+        fetch(Script(always=right), store)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_silent_connection_is_taken_over_and_harms_nothing_when_it_wakes_up(monkeypatch):
+    """The rest of its range is fetched by another; the file may be complete and closed when its bytes come."""
+    monkeypatch.setattr(crew, "SILENT_SECONDS", 0.3)
+    complete = threading.Event()
+
+    class Sleeper(Reply):
+        def read(self, limit):
+            complete.wait(20)
+            return super().read(limit)
+
+    class Store(MemoryStore):
+        def part(self, item):
+            made, finish = super().part(item), MemoryPart.complete
+
+            def done():
+                finish(made)
+                complete.set()
+
+            made.complete = done
+            return made
+
+    store = Store()
+    source = Script(Sleeper(b"x" * 1000, 0, len(DATA)), always=right)
+    fetch(source, store, connections=2)
+    assert content(store) == DATA
+    assert source.starts.count(0) == 2
+
+
 def test_a_full_disk_ends_it():
     store = MemoryStore()
     store.room = 2500
@@ -391,10 +431,15 @@ def test_connections_that_fail_side_by_side_are_one_failure():
 
 @pytest.mark.usefixtures("small")
 def test_an_overloaded_server_gets_fewer_connections():
-    adaptive = t.Adaptive(32)
+    now = [10.0]
+    adaptive = t.Adaptive(32, clock=lambda: now[0])
     adaptive.allowed = 9
     adaptive.back_off()
+    adaptive.back_off()
     assert adaptive.allowed == 4
+    now[0] = 12.0
+    adaptive.back_off()
+    assert adaptive.allowed == 2
     busy = t.OverloadError("hub.busy", "busy", retry_after=3)
     store, _received = fetch(Script(busy, always=right), connections=4)
     assert content(store) == DATA
