@@ -327,7 +327,7 @@ class Prune:
         assert manifest is not None
         fresh = _prune_find.published(candidate.path)
         if fresh != candidate.published:
-            raise FleetError("artifact.locked", f"another run published it meanwhile ({manifest.model})")
+            raise FleetError("artifact.locked", f"another run changed {candidate.path} meanwhile")
         request = _artifact.Request(
             manifest.model, manifest.revision, candidate.path, manifest.endpoint, lock_timeout=0.0
         )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet_box import Box, Run
+from fleet_box import Box, Run, play
 from model_hub import Hub, add_model
 
 MONTH = 40 * 86400
@@ -243,3 +245,27 @@ def test_an_inventory_without_services_is_not_believed(moved: tuple[Box, dict[st
     )
     assert (run.rc, run.changed) == (0, 1), run.output
     assert [path.name for path in models.iterdir()] == ["tiny"]
+
+
+def test_hosts_that_see_one_disk(hub: Hub, tmp_path: Path) -> None:
+    """With vllm_prune_shared, what one of them needs stays on all; while one is not asked, nothing of it is sure."""
+    models = tmp_path / "models"
+    with Box(hub.endpoint, "gpu-01") as one, Box(hub.endpoint, "gpu-02") as two:
+        services = [(one, one.service("chat")), (two, two.service("vision", model="acme/vision"))]
+        hosts: dict[str, object] = {}
+        for box, wanted in services:
+            inventory = box.inventory([wanted], vllm_model_root=str(models))
+            hosts.update(json.loads(inventory.read_text())["gpu_hosts"]["hosts"])
+        inventory = tmp_path / "hosts.json"
+        inventory.write_text(json.dumps({"gpu_hosts": {"hosts": hosts}}))
+        run = play("deploy", inventory)
+        assert run.rc == 0, run.output
+        shutil.copytree(models / "tiny", models / "gone")
+        age(models)
+        run = play("prune", inventory, "-e", "vllm_prune_shared=true", *CONFIRM)
+        assert run.rc == 0, run.output
+        assert sorted(path.name for path in models.iterdir()) == ["tiny", "vision"]
+        assert f"vllm_prune_keep has {models}/vision" in run.output
+        before = state(models)
+        run = play("prune", inventory, "-e", "vllm_prune_shared=true", *CONFIRM)
+        assert (run.rc, run.changed, state(models)) == (0, 0, before), run.output
