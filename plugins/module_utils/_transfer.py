@@ -84,10 +84,10 @@ class Stream(Protocol):
 class Source(Protocol):
     """Where bytes come from.
 
-    ``piece`` makes every range asked for one aligned piece of that many bytes, the last one shorter, in the order of the
-    entries; it is at least what a Store keeps a journal for (1 MiB); None leaves the choice to the transfer.
-    ``connections`` fixes their number; None lets it adapt. ``open`` gives ``[start, end)`` of
-    the entry and may wait until they exist; it is called from several threads, and raises TransientError,
+    ``piece`` makes every range asked for one aligned piece of that many bytes, the last one shorter, in the order of
+    the entries; it is at least what a Store keeps a journal for (1 MiB). None leaves the choice to the transfer.
+    ``connections`` fixes their number; None lets it adapt. ``open`` gives ``[start, end)`` of the entry and may wait
+    until they exist; it is called from several threads, and raises TransientError,
     RangeRefusedError, OSError, or FleetError when retrying is vain.
     """
 

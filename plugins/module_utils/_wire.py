@@ -98,9 +98,10 @@ class Wire:
 
     def get(self, url: str, headers: Mapping[str, str], timeout: float) -> Answer:
         """Send a GET; ``timeout`` in seconds without a byte, connecting included. Raises OSError."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with _as_os_error():
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+            port = parts.port or (443 if parts.scheme == "https" else 80)
         key = (parts.scheme, host, port, self._proxies.find(parts.scheme, host, port))
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         kept = self._kept().pop(key, None)
@@ -207,6 +208,8 @@ def _as_os_error() -> Iterator[None]:
         yield
     except http.client.RemoteDisconnected as exc:
         raise OSError(errno.ECONNRESET, "the connection was closed without an answer") from exc
+    except OSError:  # a certificate that is not trusted is a ValueError, too
+        raise
     except http.client.IncompleteRead as exc:
         raise OSError(errno.EPROTO, "the connection ended in the middle of an answer") from exc
     except (http.client.HTTPException, UnicodeError, ValueError) as exc:

@@ -454,3 +454,19 @@ def test_through_ansible_the_token_is_never_shown(root: Path, source: Path, path
             assert TOKEN not in done.stdout + done.stderr
             assert "auth_key" not in done.stdout + done.stderr
     assert tree(path) == tree(source)
+
+
+def test_a_bandwidth_is_kept_over_all_connections(host: Host, source: Path, path: Path) -> None:
+    started = time.monotonic()
+    host.run(path=str(path), bandwidth="3MB")
+    assert time.monotonic() - started > 0.8 * WEIGHTS / 3_000_000
+    assert tree(path) == tree(source)
+
+
+def test_a_hub_that_asks_for_patience_gets_it(host: Host, repo: Hub, source: Path, path: Path) -> None:
+    busy = repo.faults.add(Fault(match="file/*", status=429, headers={"Retry-After": "1"}, times=3))
+    started = time.monotonic()
+    host.run(path=str(path))
+    assert busy.hits == 3
+    assert time.monotonic() - started > 1
+    assert tree(path) == tree(source)
