@@ -138,10 +138,16 @@ def _from_checkout(source: str) -> tuple[str, bytes]:
 def _pack(members: t.Mapping[str, bytes]) -> bytes:
     """A tarball that follows from its content alone. What is read first when it is installed comes first."""
     first = ("MANIFEST.json", "FILES.json")
+    listed = json.loads(members.get("FILES.json", b'{"files": []}'))["files"]
+    directories = {item["name"] for item in listed if item["ftype"] == "dir" and item["name"] != "."}
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
-        for name in sorted(members, key=lambda name: (name not in first, name != first[0], name)):
+        for name in sorted({*members, *directories}, key=lambda name: (name not in first, name != first[0], name)):
             member = tarfile.TarInfo(name)
+            if name in directories:
+                member.type, member.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(member)
+                continue
             member.size, member.mode = len(members[name]), 0o644
             archive.addfile(member, io.BytesIO(members[name]))
     return out.getvalue()

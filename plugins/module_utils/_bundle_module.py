@@ -75,7 +75,8 @@ def run_unbundle(params: Params, check_mode: bool) -> dict[str, t.Any]:
 
 def run_images(params: Params, check_mode: bool) -> dict[str, t.Any]:
     options = _bundle_images.Options(
-        **{**params, "cert_dir": params["cert_dir"] or "", "authfile": params["authfile"] or ""}, check_mode=check_mode
+        **{**params, **{name: params[name] or "" for name in ("registry", "cert_dir", "authfile")}},
+        check_mode=check_mode,
     )
     return _bundle_images.Images(options).run()
 

@@ -49,7 +49,6 @@ options:
     description:
       - The registry to push to, such as V(mirror.example.com:5000). Required with O(state=pushed).
     type: str
-    default: ""
   platforms:
     description:
       - Of images for several platforms, take the one for the platform that is listed, such as V(linux/amd64). The
@@ -131,7 +130,7 @@ def main() -> None:
             "images": {"type": "list", "elements": "raw", "required": True},
             "path": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["stored", "pushed"], "default": "stored"},
-            "registry": {"type": "str", "default": ""},
+            "registry": {"type": "str"},
             "platforms": {"type": "list", "elements": "str", "default": []},
             "tls_verify": {"type": "bool", "default": True},
             "cert_dir": {"type": "path"},

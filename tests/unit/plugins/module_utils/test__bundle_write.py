@@ -48,7 +48,6 @@ def make_artifact(directory: Path, files: dict[str, bytes]) -> Path:
         path.write_bytes(content)
         entries.append(Entry(name, len(content), sha256(content)))
         stats[name] = _manifest.FileStat(len(content), path.stat().st_mtime_ns)
-    known = {name: () for name in ("left_out",) if name in _manifest.Manifest.__dataclass_fields__}
     manifest = _manifest.Manifest(
         model=MODEL,
         revision="master",
@@ -56,9 +55,9 @@ def make_artifact(directory: Path, files: dict[str, bytes]) -> Path:
         endpoint="https://hub.example.com",
         include=(),
         exclude=(),
+        left_out=(),
         entries=tuple(sorted(entries, key=lambda entry: entry.path)),
         stats=stats,
-        **known,
     )
     (directory / ".gpufleet").mkdir()
     (directory / ".gpufleet/manifest.json").write_text(_manifest.dump(manifest))
@@ -257,7 +256,6 @@ def test_only_what_changed_is_copied(world: World, format: str) -> None:
     write = world.write if format == "directory" else world.tar
     write()
     world.read()
-    model = (world.root / "in" / PLACE / "config.json").stat().st_ino
     write(files=[], wheels=[], models=[])
     again = world.read()
     assert (again["changed"], again["bytes_copied"]) == (True, 0)
@@ -270,7 +268,6 @@ def test_only_what_changed_is_copied(world: World, format: str) -> None:
     layer.write_bytes(b"another")
     again = world.read()
     assert again["bytes_copied"] == again["bytes_total"] - len(b"a manifesta configurationa collection")
-    assert (world.root / "in" / PLACE / "config.json").stat().st_ino != model
     assert not world.read()["changed"]
 
 
