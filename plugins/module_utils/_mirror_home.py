@@ -244,8 +244,21 @@ def locked(root: str, model: str, timeout: float, create: bool) -> Iterator[Home
         home.drop_leftovers()
         yield home
     finally:
+        _drop_empty(root, model, handle)
         os.close(lock)
         os.close(handle)
+
+
+def _drop_empty(root: str, model: str, handle: int) -> None:
+    """What was made for nothing goes again: a directory that holds the lock alone."""
+    if os.listdir(handle) != [LOCK]:
+        return
+    base = _safefs.open_directory(os.path.realpath(root))
+    try:
+        os.unlink(LOCK, dir_fd=handle)
+        _safefs.remove_empty_directories(base, {f"{_mirror.MODELS}/{model}/{LOCK}"})
+    finally:
+        os.close(base)
 
 
 def _lock(home: int) -> int | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _mirror, _mirror_prune, _mirror_publish
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import DEFAULT_REVISION
 from ansible_collections.gpufleet.vllm.plugins.module_utils._mirror_home import described, opened
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def prune_argument_spec() -> dict[str, Any]:
     """The argument spec of vllm_mirror_prune."""
     item = {
         "model": {"type": "str", "required": True},
-        "revision": {"type": "str", "required": True},
+        "revision": {"type": "str", "default": DEFAULT_REVISION},
         "commit": {"type": "str"},
         "path": {"type": "path"},
     }

@@ -44,7 +44,7 @@ options:
       revision:
         description: Branch, tag or commit.
         type: str
-        required: true
+        default: master
       commit:
         description: A commit that stays whatever the revision means now.
         type: str

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ansible
 import pytest
@@ -32,6 +32,7 @@ RUNNER = """
 import atexit, json, sys
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.gpufleet.vllm.plugins.modules import {module} as module
+{preamble}
 # Not getrusage: its peak includes that of the parent this process was forked from.
 peak = lambda: next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 atexit.register(lambda: print("RSS", peak(), file=sys.stderr))
@@ -55,7 +56,8 @@ class Host:
     """A host on which modules run: its Python finds the standard library and the module's own world, nothing else.
 
     ``home`` is the user's home directory below ``directory``: two hosts that share a file system have two of them.
-    ``environment`` is added to what a module sees; ``rss`` is the memory in MiB that the last one took at most.
+    ``environment`` is added to what a module sees, ``preamble`` is Python that runs before it, and ``wrapper`` a command
+    that starts it; ``rss`` is the memory in MiB that the last one took at most.
     """
 
     def __init__(self, directory: Path, endpoint: str, home: str = "home") -> None:
@@ -68,14 +70,16 @@ class Host:
             (self.library / "ansible_collections/gpufleet/vllm").symlink_to(REPOSITORY)
         self.python, self.rss = sys.executable, 0
         self.environment: dict[str, str] = {}
+        self.preamble, self.wrapper = "", list[str]()
 
     def start(self, module: str = "modelscope_model", **args: Any) -> subprocess.Popen[str]:
-        """Start a module; ``result`` takes what it answers."""
+        """Start a module; ``result`` takes what it answers. An argument that is None is not given."""
         options = {"model": MODEL, "endpoint": self.endpoint, **args}
+        options = {name: value for name, value in options.items() if value is not None}
         environment = {"HOME": str(self.home), "PYTHONPATH": str(self.library), "PATH": os.environ["PATH"]}
         process = subprocess.Popen(
             # Without site-packages: what a managed host has not is not found here either.
-            [self.python, "-S", "-c", RUNNER.format(module=module)],
+            [*self.wrapper, self.python, "-S", "-c", RUNNER.format(module=module, preamble=self.preamble)],
             env={**environment, **self.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -143,14 +147,20 @@ def new_revision(root: Path, source: Path, tmp_path: Path) -> dict[str, bytes]:
     return tree(following)
 
 
-def official(host: Host, repo: Hub, path: Path) -> subprocess.CompletedProcess[str]:
+class Endpoint(Protocol):
+    """What has an address: a hub, a mirror."""
+
+    endpoint: str
+
+
+def official(host: Host, repo: Endpoint, path: Path, model: str = MODEL) -> subprocess.CompletedProcess[str]:
     """The official client, which has to succeed."""
     command = Path(sys.executable).with_name("modelscope")
     if not command.is_file():
         pytest.fail(f"{command} does not exist. Install the pinned official client: modelscope==1.40.2")
     environment = {"HOME": str(host.home), "PATH": os.environ["PATH"], "MODELSCOPE_ENDPOINT": repo.endpoint}
     return subprocess.run(
-        [str(command), "download", "--model", MODEL, "--local_dir", str(path)],
+        [str(command), "download", "--model", model, "--local_dir", str(path)],
         env=environment,
         capture_output=True,
         text=True,
