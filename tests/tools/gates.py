@@ -2,16 +2,19 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Run quality gates one after the other: ``gates.py [--all | --check | NAME...]``.
+"""Run quality gates, two at a time: ``gates.py [--all | --check | NAME...]``.
 
-A gate that fails does not hide the later ones. Each gate's output goes to ``build/logs/NAME.log`` and is shown when it
-fails (``VERBOSE=1`` shows it as it comes). At the end: a table, and ``N passed, N failed`` alone on the last line.
+A gate that fails does not hide the others. Each gate's output goes to ``build/logs/NAME.log`` and is shown when it
+fails. ``JOBS=1`` runs them one after the other, ``JOBS=3`` three at a time; ``VERBOSE=1`` shows their output as it
+comes, one gate at a time. At the end: a table in the order of the gates, and ``N passed, N failed`` alone on the last
+line.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +37,9 @@ COLLECTIONS = Path(sys.prefix) / "collections"
 COLLECTION = COLLECTIONS / "ansible_collections" / "gpufleet" / "vllm"
 TAIL_LINES = 200
 STOP_SECONDS = 30
+JOBS = 2
+LAB = "lab"
+"""The emulated hosts share one engine, registry and package source, and some tests kill that engine."""
 
 
 class Terminated(Exception):
@@ -46,13 +52,17 @@ def _on_terminate(_signal: int, _frame: object) -> None:
 
 @dataclass(frozen=True)
 class Gate:
-    """One command with a name, what it shows in a few words, and the seconds after which it is stopped."""
+    """One command with a name, what it shows in a few words, and the seconds after which it is stopped.
+
+    Gates that use the same thing never run at the same time, and run in their order.
+    """
 
     name: str
     what: str
     argv: tuple[str, ...]
     in_check: bool = False
     limit: int = 1800
+    uses: tuple[str, ...] = ()
 
 
 def _python(*argv: str) -> tuple[str, ...]:
@@ -85,7 +95,8 @@ def scenarios() -> list[str]:
 def all_gates() -> list[Gate]:
     """Every gate, in the order in which they run: quick ones first."""
     own, other = own_core(), other_core()
-    pytest = _python("-m", "pytest", "-q", "--tb=short")
+    # Two of them may run at a time, and would write one cache.
+    pytest = _python("-m", "pytest", "-q", "--tb=short", "--durations=25", "-p", "no:cacheprovider")
     mypy = _python("-m", "mypy")
     ansible_test = str(TOOLS / "ansible_test.py")
     tarball = str(TOOLS / "tarball.py")
@@ -108,11 +119,17 @@ def all_gates() -> list[Gate]:
         ),
         Gate("ansible-lint", "profile production", _tool("ansible-lint", "--offline", "--nocolor"), True),
         Gate("units", "unit tests", (*pytest, "tests/unit"), True),
-        Gate(f"sanity-{own}", f"ansible-test sanity, core {own}", _python(ansible_test, "sanity", own), True),
-        Gate(f"sanity-{other}", f"ansible-test sanity, core {other}", _python(ansible_test, "sanity", other)),
-        Gate("floor", "host code compiles and imports on Python 3.9", _python(ansible_test, "floor", own)),
-        Gate(f"units-{own}", f"ansible-test units, core {own}", _python(ansible_test, "units", own)),
-        Gate(f"units-{other}", f"ansible-test units, core {other}", _python(ansible_test, "units", other)),
+        # ansible-test keeps its environments in one place for each core.
+        _core_gate("sanity", own, "ansible-test sanity", in_check=True),
+        _core_gate("sanity", other, "ansible-test sanity"),
+        Gate(
+            "floor",
+            "host code compiles and imports on Python 3.9",
+            _python(ansible_test, "floor", own),
+            uses=(f"core-{own}",),
+        ),
+        _core_gate("units", own, "ansible-test units"),
+        _core_gate("units", other, "ansible-test units"),
         Gate(
             "docs",
             "antsibull-docs lint-collection-docs",
@@ -127,17 +144,39 @@ def all_gates() -> list[Gate]:
             ),
         ),
         Gate("changelog", "antsibull-changelog lint", _tool("antsibull-changelog", "lint")),
-        Gate("build", "the tarball builds", _python(tarball, "build")),
-        Gate("contents", "the tarball holds what it should", _python(tarball, "check")),
-        Gate("install", "the tarball installs and is usable", _python(tarball, "install")),
-        Gate("galaxy", "galaxy-importer accepts it", _python(tarball, "galaxy")),
+        Gate("build", "the tarball builds", _python(tarball, "build"), uses=("tarball",)),
+        Gate("contents", "the tarball holds what it should", _python(tarball, "check"), uses=("tarball",)),
+        Gate("install", "the tarball installs and is usable", _python(tarball, "install"), uses=("tarball",)),
+        Gate("galaxy", "galaxy-importer accepts it", _python(tarball, "galaxy"), uses=("tarball",)),
         *(
-            Gate(f"molecule-{name}", f"molecule {name}, on emulated hosts", _tool("molecule", "test", "-s", name))
+            Gate(
+                f"molecule-{name}",
+                f"molecule {name}, on emulated hosts",
+                _tool("molecule", "test", "-s", name),
+                uses=(LAB,),
+            )
             for name in scenarios()
         ),
-        # Which tests share a worker, tests/integration/conftest.py says.
-        Gate("integration", "integration tests", (*pytest, "-n", "2", "--dist", "loadfile", "tests/integration")),
+        Gate(
+            "integration",
+            "integration tests",
+            # Which tests share a worker, tests/integration/conftest.py says.
+            (*pytest, "-m", "not lab", "-n", "2", "--dist", "loadfile", "tests/integration"),
+            limit=2700,
+        ),
+        Gate(
+            "integration-lab",
+            "integration tests on emulated hosts",
+            (*pytest, "-m", "lab", "tests/integration"),
+            limit=2700,
+            uses=(LAB,),
+        ),
     ]
+
+
+def _core_gate(kind: str, core: str, what: str, in_check: bool = False) -> Gate:
+    argv = _python(str(TOOLS / "ansible_test.py"), kind, core)
+    return Gate(f"{kind}-{core}", f"{what}, core {core}", argv, in_check, uses=(f"core-{core}",))
 
 
 def environment() -> dict[str, str]:
@@ -172,25 +211,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def copy_output(process: subprocess.Popen[bytes], log: BinaryIO, verbose: bool) -> int:
     """Copy what the process says to the log, and to our output when verbose, until it ends; returns its status."""
     assert isinstance(process.stdout, io.BufferedReader)
-    try:
-        while chunk := process.stdout.read1():
-            log.write(chunk)
-            log.flush()
-            if verbose:
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.flush()
-        return process.wait()
-    except (KeyboardInterrupt, Terminated):
-        stop(process)
-        raise
+    while chunk := process.stdout.read1():
+        log.write(chunk)
+        log.flush()
+        if verbose:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+    return process.wait()
 
 
-def run_gate(gate: Gate, verbose: bool) -> tuple[str, float]:
-    """Run one gate; returns ``passed``, ``failed`` or ``not run``, and its seconds."""
+def run_gate(
+    gate: Gate, verbose: bool, started: Callable[[subprocess.Popen[bytes]], None] = lambda _process: None
+) -> tuple[str, float]:
+    """Run one gate; returns ``passed``, ``failed`` or ``not run``, and its seconds. ``started`` gets its process."""
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{gate.name}.log"
-    print(f"==> {gate.name}: {gate.what}", flush=True)
-    started = time.monotonic()
+    say(f"==> {gate.name}: {gate.what}")
+    began = time.monotonic()
     try:
         process = subprocess.Popen(
             gate.argv,
@@ -202,8 +239,9 @@ def run_gate(gate: Gate, verbose: bool) -> tuple[str, float]:
             start_new_session=True,
         )
     except OSError as error:
-        print(f"    cannot start {gate.argv[0]}: {error.strerror}; do this: make dev-setup")
+        say(f"    {gate.name}: cannot start {gate.argv[0]}: {error.strerror}; do this: make dev-setup")
         return "failed", 0.0
+    started(process)
     limit = threading.Timer(gate.limit, stop, [process])
     limit.start()
     try:
@@ -211,27 +249,128 @@ def run_gate(gate: Gate, verbose: bool) -> tuple[str, float]:
             status = copy_output(process, stream, verbose)
     finally:
         limit.cancel()
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - began
     outcome = {0: "passed", NOT_RUN: "not run"}.get(status, "failed")
+    lines = []
     if seconds >= gate.limit:
         outcome = "failed"
-        print(f"    stopped: it ran longer than {gate.limit} s")
+        lines.append(f"    stopped: it ran longer than {gate.limit} s")
     if outcome != "passed" and not verbose:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if len(lines) > TAIL_LINES:
-            print(f"    ... {len(lines) - TAIL_LINES} earlier lines in {log.relative_to(ROOT)}")
-        for text in lines[-TAIL_LINES:]:
-            print(f"    {text}")
-    print(f"    {outcome} in {seconds:.1f} s: {last_line(log)}", flush=True)
+        lines += shown_tail(log)
+    # In one piece: another gate may speak at the same time.
+    say("\n".join([*lines, f"    {gate.name} {outcome} in {seconds:.1f} s: {last_line(log)}"]))
     return outcome, seconds
 
 
-def summary(results: list[tuple[Gate, str, float]]) -> str:
-    """The closing table, and the closing line that CI reads."""
+def say(text: str) -> None:
+    """Print lines that nothing of another gate comes between."""
+    with _SPEAKING:
+        print(text, flush=True)
+
+
+_SPEAKING = threading.Lock()
+
+
+def shown_tail(log: Path) -> list[str]:
+    """The end of a gate's output, to stand below its name."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    cut = len(lines) - TAIL_LINES
+    first = [f"    ... {cut} earlier lines in {log.relative_to(ROOT)}"] if cut > 0 else []
+    return first + [f"    {text}" for text in lines[-TAIL_LINES:]]
+
+
+class Runner:
+    """Runs gates, some at a time. ``results`` are those of the gates that ended, in the order of the gates."""
+
+    def __init__(self, gates: Sequence[Gate], jobs: int, verbose: bool) -> None:
+        self._gates, self._jobs, self._verbose = list(gates), jobs, verbose
+        self._pending = list(gates)
+        self._busy: list[Gate] = []
+        self._ended: dict[str, tuple[str, float]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopping = False
+        self._moved = threading.Condition()
+
+    @property
+    def results(self) -> list[tuple[Gate, str, float]]:
+        return [(gate, *self._ended[gate.name]) for gate in self._gates if gate.name in self._ended]
+
+    def run(self) -> None:
+        """Return when all ended. What the caller is interrupted by is raised here, when all was stopped."""
+        workers = [threading.Thread(target=self._work, daemon=True) for _job in range(self._jobs)]
+        for worker in workers:
+            worker.start()
+        try:
+            for worker in workers:
+                worker.join()
+        except (KeyboardInterrupt, Terminated):
+            self._stop()
+            for worker in workers:
+                worker.join()
+            raise
+
+    def _work(self) -> None:
+        while (gate := self._next()) is not None:
+            outcome = "failed", 0.0
+            try:
+                outcome = run_gate(gate, self._verbose, functools.partial(self._register, gate.name))
+            except OSError as error:  # a full disk, say; the others may still tell something
+                say(f"    {gate.name} failed: {error}")
+            finally:
+                with self._moved:
+                    self._busy.remove(gate)
+                    self._processes.pop(gate.name, None)
+                    if not self._stopping:
+                        self._ended[gate.name] = outcome
+                    self._moved.notify_all()
+
+    def _next(self) -> Gate | None:
+        """The next gate, waiting while all that are left use what is in use; None when there is none."""
+        with self._moved:
+            while self._pending and not self._stopping:
+                used = {name for gate in self._busy for name in gate.uses}
+                free = [gate for gate in self._pending if used.isdisjoint(gate.uses)]
+                if free:
+                    # The lab's gates cannot run beside each other: they are the longest way to the end.
+                    first = free[0] if self._jobs == 1 else next((gate for gate in free if LAB in gate.uses), free[0])
+                    self._pending.remove(first)
+                    self._busy.append(first)
+                    return first
+                self._moved.wait()
+            return None
+
+    def _register(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        with self._moved:
+            self._processes[name] = process
+            late = self._stopping
+        if late:
+            stop(process)
+
+    def _stop(self) -> None:
+        with self._moved:
+            self._stopping = True
+            processes = list(self._processes.values())
+            self._moved.notify_all()
+        stoppers = [threading.Thread(target=stop, args=[process], daemon=True) for process in processes]
+        for stopper in stoppers:
+            stopper.start()
+        try:
+            for stopper in stoppers:
+                stopper.join()
+        except (KeyboardInterrupt, Terminated):
+            # A second Ctrl-C: no more patience.
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def summary(results: list[tuple[Gate, str, float]], elapsed: float | None = None) -> str:
+    """The closing table, and the closing line that CI reads. ``elapsed``: by the clock, as gates ran side by side."""
     width = max(len(gate.name) for gate, _outcome, _seconds in results)
     lines = ["", f"{'gate':{width}}  {'seconds':>7}  result"]
     lines += [f"{gate.name:{width}}  {seconds:7.1f}  {outcome}" for gate, outcome, seconds in results]
-    lines.append(f"{'total':{width}}  {sum(seconds for _gate, _outcome, seconds in results):7.1f}")
+    total = sum(seconds for _gate, _outcome, seconds in results)
+    lines.append(f"{'total':{width}}  {total:7.1f}" + (f"  in {elapsed:.1f} s by the clock" if elapsed else ""))
     count = {
         name: sum(outcome == name for _gate, outcome, _seconds in results) for name in ("passed", "failed", "not run")
     }
@@ -267,21 +406,32 @@ def main() -> int:
         parser.error("name a gate, or say --check or --all")
     if git_files(ROOT) is None:
         print("(no git here: the source tree is what .gitignore leaves visible)")
-    results = []
     signal.signal(signal.SIGTERM, _on_terminate)
     # A shell starts background jobs with Ctrl-C ignored, and the gates would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    verbose = bool(os.environ.get("VERBOSE"))
+    runner = Runner(chosen, 1 if verbose else jobs(), verbose)
+    began = time.monotonic()
     try:
-        for gate in chosen:
-            outcome, seconds = run_gate(gate, verbose=bool(os.environ.get("VERBOSE")))
-            results.append((gate, outcome, seconds))
+        runner.run()
     except (KeyboardInterrupt, Terminated):
-        print("\ninterrupted: the gate that ran, and those after it, are not in the table")
+        say("\ninterrupted: the gates that ran, and those after them, are not in the table")
         return 130
     finally:
-        if results:
-            print(summary(results), flush=True)
-    return 1 if any(outcome == "failed" for _gate, outcome, _seconds in results) else 0
+        if runner.results:
+            say(summary(runner.results, time.monotonic() - began))
+    ended = len(runner.results) == len(chosen)
+    return 0 if ended and not any(outcome == "failed" for _gate, outcome, _seconds in runner.results) else 1
+
+
+def jobs() -> int:
+    """How many gates run at a time: JOBS of the environment, or two where there are two cores."""
+    wanted = os.environ.get("JOBS", "")
+    if wanted and not (wanted.isdecimal() and int(wanted)):
+        raise SystemExit(
+            f"JOBS is {wanted!r}; expected: a number from 1 up; do this: JOBS=1 make test, or leave it unset"
+        )
+    return int(wanted) if wanted else min(JOBS, os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -163,6 +167,7 @@ def test_gate_that_cannot_start_fails(
 def test_summary_closes_with_the_line_that_ci_reads() -> None:
     results = [(gate("a"), "passed", 1.0), (gate("b"), "failed", 2.5), (gate("c"), "passed", 0.1)]
     assert gates.summary(results).splitlines()[-1] == "2 passed, 1 failed"
+    assert "total      3.6  in 2.6 s by the clock" in gates.summary(results, 2.6)
     assert gates.summary([*results, (gate("d"), "not run", 0.0)]).splitlines()[-1] == "2 passed, 1 failed, 1 skipped"
 
 
@@ -171,6 +176,121 @@ def test_gates_are_chosen_by_name_or_family() -> None:
     assert [one.name for one in gates.choose(every, ["units"])] == ["units", "units-2.19"]
     with pytest.raises(SystemExit, match="no gate is called 'nope'"):
         gates.choose(every, ["nope"])
+
+
+@pytest.fixture
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for the logs of gates, and for what they leave."""
+    monkeypatch.setattr(gates, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(gates, "ROOT", tmp_path)
+    return tmp_path
+
+
+def using(name: str, code: str, *uses: str) -> gates.Gate:
+    return gates.Gate(name, "a test", (sys.executable, "-c", code), limit=60, uses=uses)
+
+
+MEET = """
+import pathlib, sys, time
+pathlib.Path({mine!r}).touch()
+end = time.monotonic() + 50
+while not pathlib.Path({other!r}).exists():
+    time.sleep(0.02)
+    if time.monotonic() > end:
+        sys.exit("alone")
+"""
+
+
+def test_gates_run_side_by_side(quiet: Path) -> None:
+    """Each waits for the other; and the table has them in their order, whichever ended first."""
+    pair = [using(name, MEET.format(mine=name, other=other)) for name, other in (("a", "b"), ("b", "a"))]
+    runner = gates.Runner(pair, 2, verbose=False)
+    runner.run()
+    assert [(gate.name, outcome) for gate, outcome, _seconds in runner.results] == [("a", "passed"), ("b", "passed")]
+
+
+ALONE = """
+import pathlib, time
+lock = pathlib.Path("lock")
+lock.touch(exist_ok=False)
+with open("order", "a") as order:
+    order.write({name!r})
+time.sleep(0.1)
+lock.unlink()
+"""
+
+
+def test_gates_that_use_the_same_thing_do_not_and_keep_their_order(quiet: Path) -> None:
+    several = [using(name, ALONE.format(name=name), "thing") for name in "abcd"]
+    runner = gates.Runner(several, 3, verbose=False)
+    runner.run()
+    assert [outcome for _gate, outcome, _seconds in runner.results] == ["passed"] * 4
+    assert (quiet / "order").read_text() == "abcd"
+
+
+def test_the_longest_chain_starts_first(quiet: Path) -> None:
+    code = "import sys; open('order', 'a').write({0!r})"
+    chosen = [using("a", code.format("a")), using("b", code.format("b"), gates.LAB)]
+    alone = gates.Runner(chosen, 1, verbose=False)
+    alone.run()
+    assert (quiet / "order").read_text() == "ab", "one after the other, they keep their order"
+    taken = gates.Runner(chosen, 2, verbose=False)
+    assert [taken._next(), taken._next(), taken._next()] == [chosen[1], chosen[0], None]
+
+
+def test_a_gate_that_fails_stops_no_other(quiet: Path) -> None:
+    runner = gates.Runner([using("a", "raise SystemExit(1)"), using("b", "")], 1, verbose=False)
+    runner.run()
+    assert [outcome for _gate, outcome, _seconds in runner.results] == ["failed", "passed"]
+
+
+def test_ctrl_c_stops_all_that_run_and_starts_no_other(quiet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import pathlib, time
+pathlib.Path({0!r}).touch()
+try:
+    time.sleep(60)
+finally:
+    pathlib.Path({0!r} + ".cleaned").touch()
+"""
+    running = [using(name, code.format(name)) for name in ("a", "b")]
+    runner = gates.Runner([*running, using("c", "open('c', 'w')")], 2, verbose=False)
+
+    def interrupt_when_both_run() -> None:
+        while not ((quiet / "a").exists() and (quiet / "b").exists()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_when_both_run, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    assert runner.results == []
+    assert sorted(path.name for path in quiet.iterdir() if path.is_file()) == ["a", "a.cleaned", "b", "b.cleaned"]
+
+
+def test_the_hosts_of_the_lab_belong_to_one_gate_at_a_time() -> None:
+    every = {one.name: one for one in gates.all_gates()}
+    for name, one in every.items():
+        assert (gates.LAB in one.uses) == (name.startswith("molecule-") or name == "integration-lab"), name
+    marked = [every[name].argv for name in ("integration", "integration-lab")]
+    assert [argv[argv.index("-m", 3) + 1] for argv in marked] == ["not lab", "lab"], "every test is in one of them"
+    for core in (lanes.own_core(), lanes.other_core()):
+        assert every[f"sanity-{core}"].uses == every[f"units-{core}"].uses == (f"core-{core}",)
+    assert len({every[name].uses for name in ("build", "contents", "install", "galaxy")}) == 1
+    assert list(every).index("build") < list(every).index("contents")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", None), ("1", 1), ("3", 3)])
+def test_how_many_run_at_a_time(monkeypatch: pytest.MonkeyPatch, text: str, expected: int | None) -> None:
+    monkeypatch.setenv("JOBS", text)
+    assert gates.jobs() == (expected or min(2, os.cpu_count() or 1))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many"])
+def test_what_is_no_number_of_jobs(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("JOBS", text)
+    with pytest.raises(SystemExit, match="JOBS is"):
+        gates.jobs()
 
 
 def test_what_could_not_run_is_an_error_in_ci(
