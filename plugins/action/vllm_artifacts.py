@@ -25,6 +25,8 @@ display = Display()
 
 # A person watches a terminal; a log is read later.
 PROGRESS_SECONDS = 5.0 if sys.stdout.isatty() else 20.0
+FIRST_SLICE = 5.0
+LONGEST_SLICE = 20.0
 # A download takes hours, in which a connection may break; the job on the host does not mind.
 RECONNECT_SECONDS = 60.0
 RETRY_SECONDS = 5.0
@@ -32,7 +34,7 @@ RETRY_SECONDS = 5.0
 STARTS = 3
 BACKGROUND_STATES = ("present", "verified")
 # Of an earlier task's result: what that task has said already, or is about itself.
-SAID = ("warnings", "deprecations", "invocation", "job", "failed")
+SAID = ("warnings", "deprecations", "invocation", "job")
 
 Answer = dict[str, t.Any]
 
@@ -108,15 +110,16 @@ class ActionModule(ActionBase):
         begun = shown = time.monotonic()
         if started["job"].get("attached"):
             display.display(f"[{host}] a job that an earlier run started goes on (process {started['job'].get('pid')})")
-        slices = {"phase": "wait", "started": started}
-        if args.get("slice"):
-            slices["slice"] = args["slice"]
+        longest, length = float(args.get("slice") or LONGEST_SLICE), FIRST_SLICE
         while True:
+            slices = {"phase": "wait", "started": started, "slice": min(length, longest)}
             answer = self._slice(slices, host, task_vars)
             if answer.get("failed") or answer.get("unreachable") or answer.get("done") or answer.get("gone"):
                 return answer
             now = time.monotonic()
-            if shown == begun or now - shown >= interval(PROGRESS_SECONDS, now - begun):
+            length = interval(PROGRESS_SECONDS, now - begun)
+            # A slice ends a little early or late.
+            if shown == begun or now - shown >= length - 1.0:
                 self._say_once_that_it_goes_on()
                 shown = now
                 display.display(progress_line(host, answer.get("status") or {}))

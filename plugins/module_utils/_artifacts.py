@@ -54,7 +54,7 @@ def argument_spec() -> dict[str, t.Any]:
         "lock_timeout": {"type": "float", "default": 60.0},
         "background": {"type": "bool", "default": False},
         "started": {"type": "dict"},
-        "slice": {"type": "float", "default": 5.0},
+        "slice": {"type": "float", "default": 20.0},
         "phase": {"type": "str", "choices": ["run", "start", "wait"], "default": "run"},
     }
 
@@ -69,6 +69,19 @@ class Options(t.NamedTuple):
 
 def perform(options: Options) -> dict[str, t.Any]:
     """One call of the module. Raises FleetError for what no artifact is to blame for."""
+    try:
+        return _perform(options)
+    except OSError as exc:
+        where = f" at {exc.filename}" if exc.filename is not None else ""
+        raise FleetError(
+            "job.failed",
+            f"{exc.strerror or type(exc).__name__}{where}",
+            f"a directory for jobs, {_job.home()}, that this user can write to",
+            "Free some space there or correct its permissions, then run it again",
+        ) from exc
+
+
+def _perform(options: Options) -> dict[str, t.Any]:
     if options.params["phase"] == "wait":
         return wait(options)
     pieces = make_pieces(options.params, options.check_mode)
@@ -179,14 +192,19 @@ def _failed(result: t.Mapping[str, t.Any] | None) -> bool:
 
 def _seen(jobs: _job.Jobs, job: _job.Job, pieces: list[Piece]) -> dict[str, t.Any] | None:
     """What a job did that nobody has been told of yet, for example after Ctrl-C: this run tells."""
-    if not job.there() or job.process is not None:
+    if not job.there():
         return None
-    result = job.result()
-    marks = [[(entry or {}).get("published") for entry in entries] for entries in (
-        [piece.entry for piece in pieces], (result or {}).get("results") or [])]  # fmt: skip
-    with jobs.locked():
-        job.discard()
-    return None if result is None or _failed(result) or marks[0] != marks[1] else result
+    result, lingers = job.result(), job.process is not None
+    if lingers and (result is None or job.told):
+        return None
+    here = [(piece.entry or {}).get("published") for piece in pieces]
+    there = [entry.get("published") for entry in (result or {}).get("results") or []]
+    if lingers:
+        job.tell()
+    else:
+        with jobs.locked():
+            job.discard()
+    return None if result is None or _failed(result) or here != there else result
 
 
 def _clear(job: _job.Job) -> list[str]:
@@ -241,7 +259,9 @@ def wait(options: Options) -> dict[str, t.Any]:
 
 
 def _taken(jobs: _job.Jobs, job: _job.Job, result: dict[str, t.Any]) -> dict[str, t.Any]:
-    if not result.get("lingers"):
+    if result.get("lingers"):
+        job.tell()
+    else:
         deadline = time.monotonic() + 5.0
         while job.process is not None and time.monotonic() < deadline:
             time.sleep(_POLL / 10)

@@ -37,7 +37,8 @@ from ansible_collections.gpufleet.vllm.plugins import module_utils
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import reap
 
-RECORD, STATUS, RESULT, LOG, STOP, LOCK = "job.json", "status.json", "result.json", "log", "stop", ".lock"
+RECORD, STATUS, RESULT, TOLD = "job.json", "status.json", "result.json", "told"
+LOG, STOP, LOCK = "log", "stop", ".lock"
 PROCESS_NAME = "gpufleet-job"
 REPORT_SECONDS = 1.0
 STOP_SECONDS = 30.0
@@ -124,6 +125,15 @@ class Job:
     def result(self) -> dict[str, t.Any] | None:
         return _read_json(os.path.join(self.directory, RESULT))
 
+    @property
+    def told(self) -> bool:
+        """Whether somebody read the result of a job that goes on for others."""
+        return os.path.exists(os.path.join(self.directory, TOLD))
+
+    def tell(self) -> None:
+        with contextlib.suppress(OSError):
+            _write(self.directory, TOLD, b"")
+
     def log(self, lines: int = LOG_LINES) -> list[str]:
         """The end of what it wrote to its output."""
         try:
@@ -164,13 +174,12 @@ class Job:
             for name in os.listdir(self.directory):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(self.directory, name))
-        above = self.record.get("made")
+        parent, above = os.path.dirname(self.directory), self.record.get("made")
         with contextlib.suppress(OSError):
             os.rmdir(self.directory)
-            parent = os.path.dirname(self.directory)
-            with contextlib.suppress(OSError):
-                if os.listdir(parent) == [LOCK]:
-                    os.unlink(os.path.join(parent, LOCK))
+        with contextlib.suppress(OSError):
+            if os.listdir(parent) == [LOCK]:
+                os.unlink(os.path.join(parent, LOCK))
             os.rmdir(parent)
             for path in above if isinstance(above, list) else []:
                 os.rmdir(path)
@@ -214,22 +223,31 @@ class Jobs:
 
     @contextlib.contextmanager
     def locked(self) -> t.Iterator[list[str]]:
-        """Starting and stopping is one run's business at a time; the directories made for it, deepest first."""
-        made = self._make()
+        """Starting and clearing up is one run's business at a time; the directories made for it, deepest first."""
+        made: list[str] = []
+        while True:
+            made += self._make()
+            handle = self._lock()
+            if handle is not None:
+                break
         try:
-            with contextlib.ExitStack() as stack:
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                handle = os.open(os.path.join(self.directory, LOCK), flags, 0o600)
-                stack.callback(os.close, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                yield made
-        except FileNotFoundError as exc:
-            raise FleetError(
-                "job.disturbed",
-                f"{exc.filename} went away while a job was being started",
-                "a directory that nobody else removes",
-                "Run it again",
-            ) from exc
+            yield made
+        finally:
+            os.close(handle)
+
+    def _lock(self) -> int | None:
+        """The lock, held; None where another run has just removed it with all the rest."""
+        path = os.path.join(self.directory, LOCK)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                return handle
+        os.close(handle)
+        return None
 
     def _make(self) -> list[str]:
         made: list[str] = []
@@ -241,7 +259,10 @@ class Jobs:
                 os.mkdir(path, 0o700 if path == self.directory else 0o755)
                 if path != self.directory:
                     made.insert(0, path)
-        state = os.lstat(self.directory)
+        try:
+            state = os.lstat(self.directory)
+        except FileNotFoundError:  # another run removed it meanwhile
+            return made
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
             raise FleetError(
                 "job.foreign_directory",
@@ -358,6 +379,7 @@ def _become(directory: str, record: t.Mapping[str, t.Any], work: t.Callable[[Run
         os.setsid()
         if os.fork():
             os._exit(0)
+        os.setpgid(0, 0)
         _detach(directory, ready)
         me = process_of(os.getpid())
         who = {"pid": os.getpid(), "boot": me.boot if me else "", "start": me.start if me else 0}
@@ -370,9 +392,8 @@ def _become(directory: str, record: t.Mapping[str, t.Any], work: t.Callable[[Run
         code = 0
     finally:
         if sys.exc_info()[0] is not None:
-            with contextlib.suppress(OSError, ValueError):
-                traceback.print_exc()
-                sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                os.write(2, traceback.format_exc().encode("utf-8", "replace"))
         os._exit(code)
 
 

@@ -106,9 +106,9 @@ options:
     type: dict
   slice:
     description:
-      - The longest single module call while waiting, in seconds.
+      - The longest single module call while waiting, in seconds. The first ones are shorter.
     type: float
-    default: 5.0
+    default: 20.0
   phase:
     description:
       - What one call of the module does. The action plugin sets it, leave it alone in playbooks.

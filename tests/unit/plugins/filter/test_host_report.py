@@ -14,6 +14,7 @@ def test_without_a_plan(plan: None) -> None:
         "engine": None,
         "runtime": None,
         "services": [],
+        "artifacts": [],
         "failure": "no facts",
         "unreachable": False,
     }

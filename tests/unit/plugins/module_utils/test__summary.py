@@ -142,7 +142,9 @@ def test_a_service_that_was_not_asked(states: t.Any, text: str) -> None:
 
 def test_a_host_without_a_plan() -> None:
     made = summary.host_report({}, failure="unreachable")
-    assert made == {"engine": None, "runtime": None, "services": [], "failure": "unreachable", "unreachable": False}
+    assert made == {
+        "engine": None, "runtime": None, "services": [], "artifacts": [], "failure": "unreachable", "unreachable": False
+    }  # fmt: skip
     assert summary.host_lines("a", made) == ["a", "  FAILED: unreachable"]
 
 
@@ -328,7 +330,7 @@ def test_the_document() -> None:
         "counts": {"hosts": 4, "hosts_failed": 1, "hosts_unreachable": 1, "services": 4, "services_ok": 4},
     }
     for one in made["hosts"].values():
-        assert set(one) == {"engine", "runtime", "services", "failure", "unreachable"}
+        assert set(one) == {"engine", "runtime", "services", "artifacts", "failure", "unreachable"}
     assert made["hosts"]["gpu-01"]["services"] == hosts["gpu-01"]["services"]
     assert "lost on the way" in made["hosts"]["c"]["failure"]
 
