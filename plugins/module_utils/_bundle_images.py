@@ -53,6 +53,7 @@ class Options:
     images: t.Sequence[t.Any]
     path: str
     state: str = "stored"
+    exclusive: bool = True
     registry: str = ""
     platforms: t.Sequence[str] = ()
     tls_verify: bool = True
@@ -231,7 +232,8 @@ class Images:
                 if name.startswith(_SCRATCH):  # of a run that was killed
                     shutil.rmtree(os.path.join(self.options.path, name), ignore_errors=True)
             done = [self._fetch(item) for item in self.items]
-            self._prune(done)
+            if self.options.exclusive:
+                self._prune(done)
         finally:
             os.close(handle)
         return done

@@ -36,7 +36,7 @@ options:
     required: true
   path:
     description:
-      - The directory of blobs. With O(state=stored) it holds these images and no others.
+      - The directory of blobs.
     type: path
     required: true
   state:
@@ -45,6 +45,11 @@ options:
     type: str
     choices: [stored, pushed]
     default: stored
+  exclusive:
+    description:
+      - With O(state=stored), remove what none of these images needs. Otherwise what is in O(path) stays there.
+    type: bool
+    default: true
   registry:
     description:
       - The registry to push to, such as V(mirror.example.com:5000). Required with O(state=pushed).
@@ -94,6 +99,7 @@ EXAMPLES = r"""
     images: "{{ stored.images }}"
     path: /srv/bundle/images
     state: pushed
+    exclusive: false
     registry: mirror.example.com:5000
     tls_verify: true
     cert_dir: /etc/docker/certs.d/mirror.example.com:5000
@@ -130,6 +136,7 @@ def main() -> None:
             "images": {"type": "list", "elements": "raw", "required": True},
             "path": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["stored", "pushed"], "default": "stored"},
+            "exclusive": {"type": "bool", "default": True},
             "registry": {"type": "str"},
             "platforms": {"type": "list", "elements": "str", "default": []},
             "tls_verify": {"type": "bool", "default": True},
