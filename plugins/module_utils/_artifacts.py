@@ -218,7 +218,7 @@ def _clear(job: _job.Job) -> list[str]:
             "result: it was killed, or the host was restarted. What it received is kept, and a new one goes on."
             + (f" Its log ended: {' | '.join(log)}" if log else "")
         )
-    job.discard()
+    job.discard(above=False)
     return warnings
 
 
@@ -250,9 +250,10 @@ def wait(options: Options) -> dict[str, t.Any]:
             # Somebody else waited for it, too, and was told first.
             return {"changed": False, "done": False, "gone": True}
         if not alive and job.record:
+            log = job.log()
             with jobs.locked():
                 job.discard()
-            raise died(job, job.log())
+            raise died(job, log)
         if time.monotonic() >= deadline:
             return {"changed": False, "done": False, "status": job.status()}
         time.sleep(_POLL)

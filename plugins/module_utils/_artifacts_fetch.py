@@ -62,19 +62,20 @@ class Fetch:
         self._position, self._model = 0, ""
 
     def run(self) -> None:
-        todo = [piece for piece in self._pieces if piece.entry is None]
-        self._job.report(self._status)
-        self._job.say(f"fetching {', '.join(piece.model for piece in todo)}")
+        todo, stopped = [piece for piece in self._pieces if piece.entry is None], False
         try:
             try:
+                self._job.report(self._status)
+                self._job.say(f"fetching {', '.join(piece.model for piece in todo)}")
                 self._companion.before(todo, self._monitor)
                 self._fetch(todo)
             except KeyboardInterrupt:
+                stopped = True
                 self._job.say("stopped")
                 for piece in self._pieces:
                     if piece.entry is None:
                         piece.fail(_stopped())
-            seconds = self._companion.after() if not self._job.stopping() else 0.0
+            seconds = 0.0 if stopped or self._job.stopping() else self._companion.after()
             self._job.finish(summed(self._pieces, self._diff), lingers=seconds > 0)
             if seconds > 0:
                 self._linger(seconds)

@@ -168,20 +168,22 @@ class Job:
                 time.sleep(_POLL / 4)
         return True
 
-    def discard(self) -> None:
-        """Remove the directory, and those above it that were made for it and are empty now."""
+    def discard(self, above: bool = True) -> None:
+        """Remove the directory, and those above it that were made for jobs and are empty now."""
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.directory):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(self.directory, name))
-        parent, above = os.path.dirname(self.directory), self.record.get("made")
+        parent, made = os.path.dirname(self.directory), self.record.get("made")
         with contextlib.suppress(OSError):
             os.rmdir(self.directory)
+        if not above:
+            return
         with contextlib.suppress(OSError):
             if os.listdir(parent) == [LOCK]:
                 os.unlink(os.path.join(parent, LOCK))
             os.rmdir(parent)
-            for path in above if isinstance(above, list) else []:
+            for path in made if isinstance(made, list) else []:
                 os.rmdir(path)
 
 
@@ -219,7 +221,7 @@ class Jobs:
         """Remove what ended long ago and nobody asked about."""
         for job in self.all():
             if job.age() > STALE_SECONDS and job.process is None:
-                job.discard()
+                job.discard(above=False)
 
     @contextlib.contextmanager
     def locked(self) -> t.Iterator[list[str]]:

@@ -166,8 +166,8 @@ def test_a_job_that_cannot_begin(jobs: _job.Jobs, monkeypatch: pytest.MonkeyPatc
 
 def test_stopping_in_order_and_by_force(jobs: _job.Jobs, tmp_path: Path) -> None:
     def orderly(run: _job.Run) -> None:
-        run.report(dict)
         try:
+            run.report(lambda: {"phase": "fetching"})
             time.sleep(600)
         except KeyboardInterrupt:
             run.finish({"stopping": run.stopping()})
@@ -178,6 +178,7 @@ def test_stopping_in_order_and_by_force(jobs: _job.Jobs, tmp_path: Path) -> None
         time.sleep(600)
 
     job = launch(jobs, orderly)
+    wait_for(job.status)
     assert job.stop()
     assert (job.process, job.result()) == (None, {"stopping": True, "lingers": False})
     other = launch(jobs, stubborn, "f" * 16)
