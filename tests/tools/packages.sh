@@ -5,7 +5,8 @@ set -eu
 # program:package, as Debian and Ubuntu name them
 needed="systemctl:systemd journalctl:systemd systemd-analyze:systemd unshare:util-linux nsenter:util-linux mount:mount
 mmdebstrap:mmdebstrap gcc:gcc
-ip:iproute2 useradd:passwd pgrep:procps ps:procps git:git ssh:openssh-client nginx:nginx"
+ip:iproute2 useradd:passwd pgrep:procps ps:procps git:git ssh:openssh-client nginx:nginx
+skopeo:skopeo docker-registry:docker-registry"
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 packages=
@@ -17,12 +18,14 @@ done
 
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
     printf '    installing with apt-get, for the integration tests:%s\n' "$packages"
-    # The tests start nginx themselves: the package's own service must not take port 80, now or after the next boot.
+    # The tests start these daemons themselves: a package's own service must not take its port, now or after the next boot.
     policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] || { trap 'rm -f "$policy"' EXIT; printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 0755 "$policy"; }
     # shellcheck disable=SC2086  # words
     if { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $packages; } >/dev/null; then
-        case " $packages " in *" nginx "*) systemctl disable nginx.service >/dev/null 2>&1 || : ;; esac
+        for name in nginx docker-registry; do
+            case " $packages " in *" $name "*) systemctl disable "$name.service" >/dev/null 2>&1 || : ;; esac
+        done
         exit 0
     fi
 fi

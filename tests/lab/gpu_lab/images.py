@@ -28,7 +28,7 @@ BASE = (
     "ca-certificates", "curl", "dbus", "iproute2", "kmod", "openssh-server", "procps", "python3", "python3-apt", "sudo",
     "systemd-sysv",
 )  # fmt: skip
-OFFERED = ("docker-registry", "nginx")
+OFFERED = ("docker-registry", "nginx", "skopeo")
 """What a host can install from its package source beside Docker: a mirror's and a registry's programs."""
 UNREAD = ("doc", "info", "lintian", "locale", "man")
 INSTALL = """
