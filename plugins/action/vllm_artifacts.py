@@ -32,6 +32,10 @@ RECONNECT_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 # How often it is looked and started again where somebody else took the result of the job that was waited for.
 STARTS = 3
+TAKEN = (
+    "Other runs took the results of the job, one after the other. Expected: one run at a time that fetches the same. "
+    "Remedy: run it again when the others have ended."
+)
 BACKGROUND_STATES = ("present", "verified")
 # Of an earlier task's result: what that task has said already, or is about itself.
 SAID = ("warnings", "deprecations", "invocation", "job")
@@ -99,7 +103,9 @@ class ActionModule(ActionBase):
             if not answer.get("gone"):
                 break
             started = None
-        for key in ("done", "lingers"):
+        if answer.get("gone"):
+            answer.update(failed=True, msg=TAKEN)
+        for key in ("done", "gone", "lingers"):
             answer.pop(key, None)
         if warnings:
             answer["warnings"] = [*warnings, *(answer.get("warnings") or [])]

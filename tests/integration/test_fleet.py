@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fleet_box import Box, listening, play
+from fleet_box import Box, cut_connection, listening, play
 from model_hub import Hub
 
 
@@ -114,34 +114,6 @@ def test_a_summary_is_shown_even_if_no_host_is_reached(playbook: str, limit: lis
     assert written["counts"]["hosts_unreachable"] == len(written["hosts"]) == len(names)
 
 
-def cut_connection(directory: Path, module: str, times: int) -> dict[str, object]:
-    """Variables of a host whose SSH connection is cut so many times when a module is to run.
-
-    The real ssh connection plugin over a stand-in for the program, which runs the command here, or is cut.
-    """
-    ssh, cuts = directory / "ssh", directory / "cuts"
-    ssh.write_text(
-        f"""#!/bin/sh
-for last; do :; done
-case "$last" in *AnsiballZ_{module}.py*)
-    if [ -s {cuts} ]; then
-        sed -i 1d {cuts}
-        echo 'Connection to gpu-01 closed by remote host.' >&2
-        exit 255
-    fi
-esac
-exec /bin/sh -c "$last"
-"""
-    )
-    ssh.chmod(0o755)
-    cuts.write_text("once\n" * times)
-    # Without pipelining the command names the module's file.
-    return {
-        "ansible_connection": "ssh", "ansible_ssh_executable": str(ssh), "ansible_ssh_transfer_method": "piped",
-        "ansible_pipelining": False,
-    }  # fmt: skip
-
-
 def test_a_host_that_is_lost_while_it_is_asked(boxes: list[Box], tmp_path: Path) -> None:
     """SSH is cut in the middle: tried again until it is back."""
     services = [boxes[0].service("chat")]
@@ -154,7 +126,7 @@ def test_a_host_that_is_lost_while_it_is_asked(boxes: list[Box], tmp_path: Path)
     assert "1 host, 1 service: it answers" in run.output
 
 
-@pytest.mark.parametrize("module", ["modelscope_model", "vllm_stack"])
+@pytest.mark.parametrize("module", ["vllm_artifacts", "vllm_stack"])
 def test_the_only_host_is_lost_on_the_way(boxes: list[Box], tmp_path: Path, module: str) -> None:
     """The summary and the report say so, and the same command repairs it."""
     services = [boxes[0].service("chat")]

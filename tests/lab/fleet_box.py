@@ -220,3 +220,31 @@ def listening(port: int) -> t.Iterator[None]:
         holder.bind(("127.0.0.1", port))
         holder.listen()
         yield
+
+
+def cut_connection(directory: Path, module: str, times: int) -> dict[str, object]:
+    """Variables of a host whose SSH connection is cut so many times when a module is to run.
+
+    The real ssh connection plugin over a stand-in for the program, which runs the command here, or is cut.
+    """
+    ssh, cuts = directory / "ssh", directory / "cuts"
+    ssh.write_text(
+        f"""#!/bin/sh
+for last; do :; done
+case "$last" in *AnsiballZ_{module}.py*)
+    if [ -s {cuts} ]; then
+        sed -i 1d {cuts}
+        echo 'Connection to gpu-01 closed by remote host.' >&2
+        exit 255
+    fi
+esac
+exec /bin/sh -c "$last"
+"""
+    )
+    ssh.chmod(0o755)
+    cuts.write_text("once\n" * times)
+    # Without pipelining the command names the module's file.
+    return {
+        "ansible_connection": "ssh", "ansible_ssh_executable": str(ssh), "ansible_ssh_transfer_method": "piped",
+        "ansible_pipelining": False,
+    }  # fmt: skip

@@ -1,0 +1,237 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible import constants
+from ansible.errors import AnsibleConnectionFailure
+from ansible.playbook.task import Task
+from ansible_collections.gpufleet.vllm.plugins.action import vllm_artifacts
+
+Answer = dict[str, t.Any]
+JOB = {"id": "0123456789abcdef", "pid": 4711, "models": ["acme/tiny"], "attached": False}
+STARTED: Answer = {"changed": False, "job": JOB, "warnings": ["an earlier job was killed"]}
+ENTRY = {"path": "/data/tiny", "changed": True, "bytes_fetched": 9, "item": {"model": "acme/tiny"}, "failed": False}
+SETTLED: Answer = {"changed": False, "results": [{**ENTRY, "changed": False, "bytes_fetched": 0}]}
+DONE: Answer = {"changed": True, "done": True, "lingers": False, "results": [ENTRY]}
+GONE: Answer = {"changed": False, "done": False, "gone": True}
+ARTIFACTS = [{"model": "acme/tiny", "path": "/data/tiny"}]
+
+
+def going(done: int, **more: t.Any) -> Answer:
+    status = {"phase": "fetching", "model": "acme/tiny", "total": 100, "done": done, "rate": 10, "eta": 5.0, **more}
+    return {"changed": False, "done": False, "status": status}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Host:
+    """A managed host: answers its calls in their order, the last wait for ever; each wait takes as long as it may."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.starts, self.waits = clock, [STARTED], [DONE]
+        self.calls: list[dict[str, t.Any]] = []
+        self.cuts: list[bool] = []
+
+    def execute(self, module_name: str, module_args: dict[str, t.Any], task_vars: dict[str, t.Any]) -> Answer:
+        assert module_name == "gpufleet.vllm.vllm_artifacts"
+        self.calls.append(module_args)
+        if self.cuts and self.cuts.pop(0):
+            raise AnsibleConnectionFailure("Failed to connect to the host via ssh: Broken pipe")
+        if module_args["phase"] != "wait":
+            return dict(self.starts.pop(0) if len(self.starts) > 1 else self.starts[0])
+        answer = self.waits.pop(0) if len(self.waits) > 1 else self.waits[0]
+        if "status" in answer:
+            self.clock.now += module_args["slice"]
+        return dict(answer)
+
+    @property
+    def phases(self) -> list[str]:
+        return [call["phase"] for call in self.calls]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    clock = Clock()
+    monkeypatch.setattr(vllm_artifacts, "time", clock)
+    return Host(clock)
+
+
+@pytest.fixture(autouse=True)
+def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(vllm_artifacts.display, "display", lambda text, **_options: lines.append(text))
+    monkeypatch.setattr(vllm_artifacts, "PROGRESS_SECONDS", 20.0)
+    monkeypatch.setattr(constants, "DEFAULT_LOCAL_TMP", str(tmp_path))
+    return lines
+
+
+def run(host: Host, check_mode: bool = False, **args: t.Any) -> dict[str, t.Any]:
+    task = Task()
+    task.args = {"artifacts": ARTIFACTS, "token": "secret", **args}
+    task.check_mode = check_mode
+    connection = type("Connection", (), {"_shell": type("Shell", (), {"tmpdir": None})()})()
+    action = vllm_artifacts.ActionModule(task, connection, None, None, None, None)  # type: ignore[arg-type]
+    action._execute_module = host.execute  # type: ignore[method-assign]
+    return action.run(task_vars={"inventory_hostname": "gpu-01"})
+
+
+def test_nothing_to_do_is_one_call(host: Host, shown: list[str]) -> None:
+    host.starts = [SETTLED]
+    result = run(host)
+    assert (result["changed"], result["results"]) == (False, SETTLED["results"])
+    assert host.calls == [{"artifacts": ARTIFACTS, "token": "secret", "phase": "start"}]
+    assert shown == []
+
+
+def test_it_starts_and_waits(host: Host, shown: list[str]) -> None:
+    host.waits = [going(10), going(20), going(30), DONE]
+    result = run(host)
+    assert (result["changed"], result["results"], "done" in result, "job" in result) == (True, [ENTRY], False, False)
+    assert result["warnings"] == STARTED["warnings"]
+    assert host.phases == ["start", "wait", "wait", "wait", "wait"]
+    assert shown == [
+        vllm_artifacts.IN_BACKGROUND,
+        "[gpu-01] acme/tiny: 10 of 100 B (10 %), 10 B/s, 5 s left",
+        "[gpu-01] acme/tiny: 20 of 100 B (20 %), 10 B/s, 5 s left",
+        "[gpu-01] acme/tiny: 30 of 100 B (30 %), 10 B/s, 5 s left",
+    ]
+    assert [call["slice"] for call in host.calls[1:]] == [5.0, 20.0, 20.0, 20.0]
+    assert all(set(call) == {"phase", "started", "slice"} for call in host.calls[1:]), "no secret is sent to wait"
+    assert host.calls[1]["started"] == {"job": JOB}
+
+
+def test_the_notice_is_for_the_run_and_not_for_each_host(host: Host, shown: list[str]) -> None:
+    host.waits = [going(10), DONE]
+    run(host)
+    host.waits = [going(10), DONE]
+    run(host)
+    assert shown.count(vllm_artifacts.IN_BACKGROUND) == 1
+    assert len(shown) == 3
+
+
+def test_a_long_wait_is_told_of_rarely(host: Host, shown: list[str]) -> None:
+    host.waits = [going(number) for number in range(180)] + [DONE]
+    started = host.clock.now
+    run(host)
+    assert host.clock.now - started > 3500
+    assert 60 < len(shown) < 110
+
+
+def test_two_tasks(host: Host) -> None:
+    started = run(host, background=True)
+    assert host.phases == ["start"]
+    assert started["job"] == JOB
+    result = run(host, started=started)
+    assert host.phases == ["start", "wait"]
+    assert result["results"] == [ENTRY]
+    assert not result.get("warnings"), "they were said with the first task"
+
+
+def test_two_tasks_with_nothing_to_do_are_one_call(host: Host) -> None:
+    host.starts = [{**SETTLED, "diff": []}]
+    started = run(host, background=True)
+    result = run(host, started={**started, "changed": False})
+    assert (result["changed"], result["results"]) == (False, SETTLED["results"])
+    assert host.phases == ["start"]
+
+
+def test_a_prediction_is_handed_on(host: Host) -> None:
+    """The first task says changed_when: false, so that one of the two counts."""
+    host.starts = [{"changed": True, "results": [ENTRY], "diff": ["x"]}]
+    started = run(host, check_mode=True, background=True)
+    assert host.phases == ["run"]
+    result = run(host, check_mode=True, started={**started, "changed": False})
+    assert (result["changed"], result["diff"], host.phases) == (True, ["x"], ["run"])
+
+
+@pytest.mark.parametrize("state", ["absent", "stopped"])
+def test_what_needs_no_job(host: Host, state: str) -> None:
+    host.starts = [{"changed": True, "results": [], "stopped": [JOB]}]
+    started = run(host, state=state, background=True)
+    assert host.phases == ["run"]
+    assert run(host, state=state, started={**started, "changed": False})["changed"]
+
+
+def test_an_attached_job_is_told_of(host: Host, shown: list[str]) -> None:
+    host.starts = [{"changed": False, "job": {**JOB, "attached": True}}]
+    run(host)
+    assert shown == ["[gpu-01] a job that an earlier run started goes on (process 4711)"]
+
+
+def test_somebody_else_took_the_result(host: Host) -> None:
+    host.starts, host.waits = [STARTED, SETTLED], [GONE]
+    result = run(host)
+    assert (result["changed"], result["results"]) == (False, SETTLED["results"])
+    assert host.phases == ["start", "wait", "start"]
+    host.calls.clear()
+    host.starts = [STARTED]
+    result = run(host, started={"job": JOB})
+    assert host.phases == ["wait", "start", "wait", "start", "wait"], "not for ever"
+    assert (result["failed"], "gone" in result) == (True, False)
+    assert "run it again" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"failed": True, "msg": "the job died", "code": "job.died"},
+        {"failed": True, "msg": "1 of 2 artifacts failed.", "results": [ENTRY, {"failed": True}], "changed": True},
+        {"unreachable": True, "msg": "Failed to connect to the host via ssh"},
+    ],
+)
+def test_failures_are_passed_on(host: Host, failure: dict[str, t.Any]) -> None:
+    host.waits = [going(10), failure]
+    result = run(host)
+    assert {name: result[name] for name in failure} == failure
+    host.starts = [failure]
+    result = run(host, background=True)
+    assert {name: result[name] for name in failure} == failure
+
+
+def test_a_connection_that_comes_back(host: Host, shown: list[str]) -> None:
+    host.cuts = [False, True, True, False]
+    result = run(host)
+    assert (result["results"], host.phases) == ([ENTRY], ["start", "wait", "wait", "wait"])
+    assert shown == [
+        "[gpu-01] no connection, trying again for 60 s: Failed to connect to the host via ssh: Broken pipe"
+    ]
+
+
+def test_a_connection_that_does_not_come_back(host: Host) -> None:
+    host.waits, host.cuts = [going(10)], [False, False] + [True] * 100
+    started = host.clock.now
+    result = run(host)
+    assert result["failed"]
+    assert "unreachable" not in result, "Ansible rescues no unreachable host"
+    assert result["connection_lost"] == "Failed to connect to the host via ssh: Broken pipe (for 60 s)"
+    assert "the host cannot be reached\n  seen:     Failed to connect" in result["msg"]
+    assert host.clock.now - started < 90
+
+
+def test_a_host_that_is_off_is_not_waited_for(host: Host) -> None:
+    host.cuts = [True]
+    with pytest.raises(AnsibleConnectionFailure):
+        run(host, background=True)
+    result = run(host, started={"unreachable": True, "msg": "Connection refused", "changed": False})
+    assert (result["failed"], result["connection_lost"]) == (True, "Connection refused")
+    assert "unreachable" not in result
+    assert host.phases == ["start"]
+
+
+def test_a_failure_that_was_let_pass_is_no_success(host: Host) -> None:
+    assert run(host, started={"failed": True, "msg": "no", "results": []})["failed"]
