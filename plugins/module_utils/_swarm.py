@@ -37,6 +37,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_client import
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import (
     Membership,
     Pinned,
+    hub_connections,
     normal_address,
     preference,
 )
@@ -151,7 +152,7 @@ class Swarm:
 
     def hub(self, request: Request, hub: Hub) -> Hub:
         """What ``request`` has to be fetched through: ``hub`` with the other hosts in front of it."""
-        return PinnedHub(self, hub, self._pinned(request))
+        return PinnedHub(self, hub, self._pinned(request), request.connections)
 
     def offer(self, path: str) -> None:
         """Give what lies complete in an artifact's directory, as its manifest records it."""
@@ -175,10 +176,12 @@ class Swarm:
         if pinned is not None:
             self.shelf.abandon(pinned.entries)
 
-    def source(self, pinned: Pinned, direct: Source) -> SwarmSource:
+    def source(self, pinned: Pinned, direct: Source, most: int) -> SwarmSource:
+        """Where the files of an artifact come from, over at most so many connections."""
         membership = self._membership
         order = preference(pinned.chain, pinned.complete, membership.name, membership.mode)
-        source = SwarmSource(self._common, order, direct, membership.piece)
+        connections = hub_connections(sum(entry.size for entry in pinned.entries), membership.piece, most)
+        source = SwarmSource(self._common, order, direct, membership.piece, connections)
         for entry in pinned.entries:
             self._sources[entry.sha256] = source
         return source
@@ -285,8 +288,8 @@ class PinnedHub:
     So hosts without a way to the hub can take part, and no two hosts fetch different things.
     """
 
-    def __init__(self, swarm: Swarm, hub: Hub, pinned: Pinned | None) -> None:
-        self._swarm, self._hub, self._pinned = swarm, hub, pinned
+    def __init__(self, swarm: Swarm, hub: Hub, pinned: Pinned | None, connections: int) -> None:
+        self._swarm, self._hub, self._pinned, self._connections = swarm, hub, pinned, connections
 
     def resolve(self, model: str, revision: str, patient: bool = True) -> Resolution:
         pinned = self._pinned
@@ -302,7 +305,7 @@ class PinnedHub:
 
     def source(self, model: str, resolution: Resolution) -> Source:
         direct = self._hub.source(model, resolution)
-        return direct if self._pinned is None else self._swarm.source(self._pinned, direct)
+        return direct if self._pinned is None else self._swarm.source(self._pinned, direct, self._connections)
 
 
 def _opener(directory: str, path: str) -> Callable[[], int]:

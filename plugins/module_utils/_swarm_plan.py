@@ -58,6 +58,16 @@ def piece_range(index: int, size: int, piece: int) -> tuple[int, int]:
     return index * piece, min((index + 1) * piece, size)
 
 
+def hub_connections(total: int, piece: int, most: int) -> int | None:
+    """How many pieces the first host gets from the hub at a time; None leaves it to the transfer.
+
+    They come side by side, so the host behind waits for about as many before it gets the first: in a short transfer
+    that is no small part of it.
+    """
+    fitting = piece_count(total, piece) // 32
+    return None if fitting >= most else max(min(4, most), fitting)
+
+
 # --- the chain -------------------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_wire import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import Bucket
 
 _SENT_AT_ONCE = 1024 * 1024
+_UNSENT = 128 * 1024
+_AT_ONCE = 2
 _TURN = 1.0
 """Seconds that a piece which is there may wait for its turn beyond what its client asked for."""
 
@@ -74,7 +76,7 @@ class PeerServer:
         self._bucket, self._limits = Bucket(bandwidth), limits or ServerLimits()
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, str] = {}
-        self._turns: dict[str, threading.Lock] = {}
+        self._turns: dict[str, threading.Semaphore] = {}
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
@@ -185,6 +187,8 @@ class PeerServer:
     def _serve(self, sock: socket.socket, client: str) -> None:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Else the kernel takes whole pieces at once, and those whose turn it is not are sent all the same.
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", 25), _UNSENT)
             reader = _Heads(sock, self._limits)
             while not self._stopping.is_set():
                 head = reader.next()
@@ -250,9 +254,10 @@ class PeerServer:
             self._send(sock, question, WAITING if taken.waiting else GONE, self._facts(taken.generation), b"")
             return
         with self._lock:
-            turn = self._turns.setdefault(client, threading.Lock())
+            turn = self._turns.setdefault(client, threading.Semaphore(_AT_ONCE))
         try:
-            # One piece after the other to each client: side by side they would all be late, and the next host waits.
+            # One piece after the other to each client, the next one close behind: side by side they would all be late,
+            # and the host behind the client waits for the first that is whole.
             if not turn.acquire(timeout=max(0.0, deadline - time.monotonic()) + _TURN):
                 self._send(sock, question, WAITING, self._facts(taken.generation), b"")
                 return

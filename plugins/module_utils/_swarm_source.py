@@ -75,14 +75,16 @@ class Common:
 
 
 class SwarmSource:
-    """The transfer's Source. ``order`` is whom to ask, the nearest in the chain first; ``direct`` is the hub's own."""
+    """The transfer's Source. ``order`` is whom to ask, the nearest in the chain first; ``direct`` is the hub's own.
+    ``connections`` are for the first host of all, which asks the hub alone."""
 
-    def __init__(self, common: Common, order: Sequence[str], direct: Source, piece: int) -> None:
+    def __init__(
+        self, common: Common, order: Sequence[str], direct: Source, piece: int, connections: int | None = CONNECTIONS
+    ) -> None:
         self._common, self._order, self._direct = common, tuple(order), direct
         self._vouchers = tuple(reversed(self._order))
         self.piece: int | None = piece
-        # Who asks the hub alone may use as many connections as help; the hosts behind need the pieces in order.
-        self.connections: int | None = CONNECTIONS if self._order else None
+        self.connections: int | None = CONNECTIONS if self._order else connections
         self._piece = piece
         self._lock = threading.Lock()
         self._seen_drops: dict[str, int] = {}
