@@ -214,7 +214,7 @@ class FilePart:
     def read(self, limit: int, offset: int) -> bytes:
         return os.pread(self._handle, limit, offset)
 
-    def write(self, data: bytes, offset: int) -> None:
+    def write(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(self._handle, view, offset)

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from ansible_collections.gpufleet.vllm.plugins.module_utils._progress import Monitor
     from ansible_collections.gpufleet.vllm.plugins.module_utils._ranges import Ranges
 
-CHUNK = 256 * 1024
-"""Bytes asked for in one read: large enough for speed, small enough that many connections stay within a few MiB."""
+CHUNK, CHUNKS = 1024 * 1024, 8 * 1024 * 1024
+"""Bytes asked for in one read, and in all reads together: large ones for speed where few connections are fast, small
+ones where many are slow, so that they stay within a few MiB."""
 
 CONNECTIONS = 32
 """How many connections a transfer may grow to when nobody says otherwise."""
@@ -68,7 +69,8 @@ class Stream(Protocol):
 
     ``offset`` is where they start according to the source, None when it does not say; ``total`` is the size of the
     whole file according to the source, None when unknown; ``whole`` says that the stream goes on to the end of the
-    file, whatever was asked. ``read`` returns at most ``limit`` bytes, as soon as some are there, and b"" at the end.
+    file, whatever was asked. ``read`` returns at most ``limit`` bytes, as soon as some are there, and none at the end;
+    they are good until the next ``read``.
     """
 
     offset: int | None
@@ -76,7 +78,7 @@ class Stream(Protocol):
     whole: bool
     described: str
 
-    def read(self, limit: int) -> bytes: ...
+    def read(self, limit: int) -> bytes | memoryview: ...
 
     def close(self) -> None: ...
 
@@ -104,7 +106,7 @@ class Part(Protocol):
 
     def fileno(self) -> int: ...
 
-    def write(self, data: bytes, offset: int) -> None: ...
+    def write(self, data: bytes | memoryview, offset: int) -> None: ...
 
     def read(self, limit: int, offset: int) -> bytes: ...
 
@@ -197,8 +199,13 @@ class Bucket:
 
     @property
     def chunk(self) -> int:
-        """What to read at a time, so that a low rate is not a series of bursts."""
-        return min(CHUNK, max(4096, self.rate // 10)) if self.rate else CHUNK
+        """What one of many connections moves at a time."""
+        return self.chunk_of(CHUNKS)
+
+    def chunk_of(self, connections: int) -> int:
+        """What each of so many connections reads at a time; less where a low rate would become a series of bursts."""
+        most = max(CHUNK // 8, min(CHUNK, CHUNKS // connections))
+        return min(most, max(4096, self.rate // 10)) if self.rate else most
 
     def draw(self, count: int) -> float:
         """Take ``count`` bytes; returns the seconds to wait before the next ones."""
@@ -222,6 +229,7 @@ class Adaptive:
     HOLD = 8.0
     TICK = 0.25
     DEAF = 1.0
+    FULL = 0.6
     REQUEST = 64 * 1024
     """What a finished request counts for, beside its bytes: small files are bound by round trips."""
 
@@ -233,12 +241,13 @@ class Adaptive:
         self._moved = 0
         self._slowed = float("-inf")
 
-    def tick(self, moved: int, busy: bool, seconds: float) -> None:
-        """``moved`` is a running total of bytes and requests; ``busy`` says that there was work for all."""
+    def tick(self, moved: int, busy: bool, seconds: float, load: float = 0.0) -> None:
+        """``moved`` is a running total of bytes and requests; ``busy`` says that there was work for all, ``load`` which
+        share of the processors' time that so many threads can have at most was used."""
         rate, self._moved = (moved - self._moved) / seconds, moved
         if self._fixed is not None:
             return
-        if not busy:
+        if not busy or load >= self.FULL:  # the processor is what is slow then, and not the link
             self._settling = True
             return
         if self._settling:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._ranges import Ranges
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import (
+    CHUNK,
     Adaptive,
     Bucket,
     Interrupted,
@@ -147,7 +149,7 @@ class Crew:
         # Daemon threads: one that is blocked in a read must not keep an interrupted module alive.
         threads: list[threading.Thread] = []
         try:
-            before = time.monotonic()
+            before, used = time.monotonic(), time.process_time()
             while True:
                 wanted = min(self._adaptive.allowed, max(self._left, self._bytes_left // PIECE_MIN + 1))
                 while len(threads) < wanted and not self._over():
@@ -162,9 +164,11 @@ class Crew:
                 now = time.monotonic()
                 if now - before >= Adaptive.TICK:
                     busy = len(threads) - idle >= self._adaptive.allowed
-                    self._adaptive.tick(self._moved, busy, now - before)
+                    spent = time.process_time() - used
+                    load = spent / (now - before) / min(self._adaptive.allowed, os.cpu_count() or 1)
+                    self._adaptive.tick(self._moved, busy, now - before, load)
                     self._monitor.use(len(threads) - idle)
-                    before = now
+                    before, used = now, used + spent
         except BaseException as exc:
             self._halt(exc)
             raise
@@ -386,7 +390,7 @@ class Crew:
     def _copy(self, stream: Stream, claim: _Claim) -> None:
         job, size = claim.job, claim.job.entry.size
         while claim.pos < claim.end:
-            data = stream.read(min(self._bucket.chunk, claim.end - claim.pos))
+            data = stream.read(min(self._bucket.chunk_of(self._adaptive.allowed), claim.end - claim.pos))
             if self._stop.is_set():
                 raise Interrupted
             if not data:
@@ -400,7 +404,7 @@ class Crew:
         if stream.total is None and claim.end == size and stream.read(1):
             self._wrong(job, claim.generation, "the server sends more bytes than that")
 
-    def _write(self, claim: _Claim, data: bytes) -> None:
+    def _write(self, claim: _Claim, data: bytes | memoryview) -> None:
         job, start = claim.job, claim.pos
         with job.lock:
             data = data[: max(0, claim.end - start)]  # the rest may have been handed to somebody else meanwhile
@@ -444,7 +448,7 @@ class Crew:
                 job.hasher, generation, digest, part = token, job.generation, job.digest, job.part
             try:
                 while offset < limit:
-                    data = part.read(min(4 * self._bucket.chunk, limit - offset), offset)
+                    data = part.read(min(CHUNK, limit - offset), offset)
                     if self._stop.is_set():
                         raise Interrupted
                     if not data:

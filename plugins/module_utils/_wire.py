@@ -46,19 +46,35 @@ class Proxies:
         return url if "://" in url else f"http://{url}"
 
 
+class _Response(http.client.HTTPResponse):
+    """A response that is read into a buffer of the caller as soon as some bytes are there."""
+
+    def readinto1(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if self.fp is None or self.chunked or self.length is None:  # type: ignore[redundant-expr]
+            data = self.read1(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+        count = self.fp.readinto1(buffer[: self.length])
+        self.length -= count
+        return count
+
+
 class Answer:
     """An HTTP answer whose body was not read yet. Close it: a connection whose answer was read whole is kept."""
 
     def __init__(self, wire: Wire, key: _Key, connection: http.client.HTTPConnection, url: str) -> None:
         self._wire, self._key, self._connection = wire, key, connection
-        self._response = connection.getresponse()
+        self._response = t.cast(_Response, connection.getresponse())
         self.status, self.headers, self.url = self._response.status, self._response.headers, url
         self.redirected = False
 
-    def read1(self, limit: int) -> bytes:
-        """At most ``limit`` bytes, as soon as some are there; b"" at the end, or where the connection ended early."""
-        with _as_os_error():
-            return self._response.read1(limit)
+    def readinto1(self, buffer: memoryview) -> int:
+        """Fill the buffer with what is there, waiting for the first byte; 0 at the end, or where it was cut."""
+        try:
+            return self._response.readinto1(buffer)
+        except Exception:
+            with _as_os_error():
+                raise
 
     def read_all(self, limit: int) -> bytes:
         """The whole body. Raises OSError for one that is cut, or longer than ``limit``."""
@@ -174,6 +190,7 @@ class Wire:
                 connection.set_tunnel(host, port, _proxy_headers(proxy))
         else:
             connection = http.client.HTTPConnection(address, at, timeout=timeout)
+        connection.response_class = _Response
         self._all.add(connection)
         connection.connect()
         return connection

@@ -532,6 +532,13 @@ def test_connections_stop_where_the_link_is_full():
     assert max(levels) <= 16
 
 
+def test_connections_do_not_grow_where_the_processor_is_busy():
+    adaptive = t.Adaptive(32)
+    for moved in range(100):
+        adaptive.tick(moved * 10**9, True, 0.25, load=0.9)
+    assert adaptive.allowed == 4
+
+
 def test_connections_do_not_grow_without_work():
     assert set(Link(32, 20e6, 1e12).run(5, busy=False)) == {4}
 
@@ -547,7 +554,8 @@ def test_a_bucket_holds_to_its_rate():
     assert [bucket.draw(500), bucket.draw(500)] == [0.5, 1.0]
     now[0] = 5.0
     assert bucket.draw(100) == pytest.approx(0.1)
-    assert (t.Bucket(0).draw(10**9), t.Bucket(0).chunk) == (0.0, t.CHUNK)
+    assert t.Bucket(0).draw(10**9) == 0.0
+    assert [t.Bucket(0).chunk_of(count) for count in (1, 8, 32, 500)] == [2**20, 2**20, 2**18, 2**17]
     assert t.Bucket(100_000).chunk == 10_000
 
 
