@@ -354,7 +354,7 @@ class _Counted:
         self.offset, self.total = stream.offset, stream.total
         self.whole, self.described = stream.whole, stream.described
 
-    def read(self, limit: int) -> bytes:
+    def read(self, limit: int) -> bytes | memoryview:
         data = self._stream.read(limit)
         with self._common.lock:
             self._common.hub_bytes += len(data)
@@ -380,7 +380,7 @@ class _Pieces:
         self._base, self._body = start // piece * piece, memoryview(body)
         self._hub: Stream | None = None
 
-    def read(self, limit: int) -> bytes:
+    def read(self, limit: int) -> bytes | memoryview:
         if self._pos >= self._end:
             return b""
         if self._hub is None and self._pos >= self._base + len(self._body):
@@ -389,7 +389,7 @@ class _Pieces:
             data = self._hub.read(min(limit, self._end - self._pos))
         else:
             begin = self._pos - self._base
-            data = bytes(self._body[begin : begin + min(limit, self._end - self._pos)])
+            data = self._body[begin : begin + min(limit, self._end - self._pos)]
         self._pos += len(data)
         return data
 
