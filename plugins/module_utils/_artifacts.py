@@ -130,7 +130,7 @@ def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
     if all(piece.entry is not None for piece in pieces):
         return _seen(jobs, jobs.get(job_id), pieces) or summed(pieces, options.diff)
     warnings: list[str] = []
-    with jobs.locked() as made:
+    with jobs.locked():
         job = jobs.get(job_id)
         pace = {key: params[key] for key in PACE}
         if job.works and job.record.get("pace") == pace:
@@ -144,7 +144,6 @@ def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
             "models": [piece.model for piece in pieces if piece.entry is None],
             "paths": [piece.path for piece in pieces if piece.entry is None],
             "pace": pace,
-            "made": [*made, *job.record.get("made", [])],
         }
         job = jobs.launch(job_id, record, _work(pieces, options))
     return {"changed": False, "job": {**described(job), "attached": False}, "warnings": warnings}

@@ -174,17 +174,18 @@ class Job:
             for name in os.listdir(self.directory):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(self.directory, name))
-        parent, made = os.path.dirname(self.directory), self.record.get("made")
+        parent = os.path.dirname(self.directory)
         with contextlib.suppress(OSError):
             os.rmdir(self.directory)
         if not above:
             return
         with contextlib.suppress(OSError):
             if os.listdir(parent) == [LOCK]:
+                made = (_read_json(os.path.join(parent, LOCK)) or {}).get("made")
                 os.unlink(os.path.join(parent, LOCK))
-            os.rmdir(parent)
-            for path in made if isinstance(made, list) else []:
-                os.rmdir(path)
+                os.rmdir(parent)
+                for path in made if isinstance(made, list) else []:
+                    os.rmdir(path)
 
 
 class Jobs:
@@ -224,8 +225,8 @@ class Jobs:
                 job.discard(above=False)
 
     @contextlib.contextmanager
-    def locked(self) -> t.Iterator[list[str]]:
-        """Starting and clearing up is one run's business at a time; the directories made for it, deepest first."""
+    def locked(self) -> t.Iterator[None]:
+        """Starting and clearing up is one run's business at a time."""
         made: list[str] = []
         while True:
             made += self._make()
@@ -233,7 +234,10 @@ class Jobs:
             if handle is not None:
                 break
         try:
-            yield made
+            if made:
+                # For whoever clears up last.
+                os.pwrite(handle, json.dumps({"made": made}).encode(), 0)
+            yield
         finally:
             os.close(handle)
 
@@ -252,6 +256,7 @@ class Jobs:
         return None
 
     def _make(self) -> list[str]:
+        """Make what is missing; the directories made above the jobs' own, deepest first."""
         made: list[str] = []
         missing = [self.directory]
         while not os.path.lexists(os.path.dirname(missing[-1])):

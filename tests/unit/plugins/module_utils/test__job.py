@@ -30,8 +30,8 @@ def jobs(tmp_path: Path) -> Iterator[_job.Jobs]:
 
 
 def launch(jobs: _job.Jobs, work: Callable[[_job.Run], None], job_id: str = ID) -> _job.Job:
-    with jobs.locked() as made:
-        return jobs.launch(job_id, {**RECORD, "made": made}, work)
+    with jobs.locked():
+        return jobs.launch(job_id, RECORD, work)
 
 
 def wait_for(true: Callable[[], object], seconds: float = 20.0) -> None:
@@ -105,6 +105,15 @@ def test_a_job_from_start_to_end(jobs: _job.Jobs, tmp_path: Path) -> None:
     with jobs.locked():
         job.discard()
     assert os.listdir(tmp_path) == ["go"], "everything that was made for it is gone"
+
+
+def test_who_clears_up_last_removes_what_the_first_made(jobs: _job.Jobs, tmp_path: Path) -> None:
+    both = [launch(jobs, lambda run: run.finish({}), job_id) for job_id in ("a" * 16, "b" * 16)]
+    for job in both:
+        wait_for(lambda job=job: job.process is None)  # type: ignore[misc]
+        with jobs.locked():
+            job.discard()
+    assert os.listdir(tmp_path) == []
 
 
 def test_directories_that_were_there_stay(jobs: _job.Jobs) -> None:
