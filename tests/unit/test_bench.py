@@ -39,9 +39,11 @@ def test_rounds_on_a_busy_machine_do_not_count_while_enough_others_do() -> None:
     assert busy["ours"].busy
     assert not quiet["ours"].busy
     assert not run("ours", 10, foreign=0.9).busy, "5 % of two cores for 10 s"
-    assert figures.chosen([quiet, busy]) == [quiet]
-    assert figures.chosen([quiet, busy, busy]) == [quiet, busy, busy]
-    assert figures.chosen([busy]) == [busy]
+    assert figures.quiet([quiet, busy]) == [quiet]
+    assert figures.chosen([quiet, busy], wanted=1) == [quiet]
+    assert figures.chosen([quiet, busy, busy], wanted=2) == [quiet, busy, busy]
+    assert figures.chosen([quiet, busy] * 3, wanted=5) == [quiet] * 3
+    assert figures.chosen([busy], wanted=1) == [busy]
 
 
 def test_a_summary_has_medians_and_the_highest_peak() -> None:
@@ -85,15 +87,15 @@ def test_a_table_is_aligned_and_is_markdown() -> None:
 
 
 def done(name: str, rounds: list[Round]) -> report.Done:
-    return report.Done(next(case for case in cases.cases(models.Sizes()) if case.name == name), rounds)
+    return report.Done(next(case for case in cases.cases(models.Sizes()) if case.name == name), rounds, wanted=1)
 
 
 @pytest.mark.parametrize("markdown", [False, True])
 def test_the_report_tells_what_was_missed_and_what_was_disturbed(markdown: bool) -> None:
-    floor = {"raw": run("raw", 1.0)}
+    floors = {"raw": run("raw", 1.0), "bare": run("bare", 1.4)}
     text = report.report(
         [
-            done("fresh-tmpfs", [{**pair(3, 1.5), **floor}, {**pair(3, 1.5, foreign=1), **floor}]),
+            done("fresh-tmpfs", [{**pair(3, 1.5), **floors}, {**pair(3, 1.5, foreign=1), **floors}]),
             done("many", [pair(3, 4, foreign=1)]),
         ],
         [("Machine", "two cores")],

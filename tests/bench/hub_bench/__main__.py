@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
                 slow_rounds=arguments.slow_rounds or (1 if arguments.quick else 3),
                 tuned=arguments.tuned,
                 patience=arguments.patience,
+                spare=arguments.spare,
             )
             try:
                 done = bench.run(wanted)
@@ -84,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also keep every single run")
     parser.add_argument(
         "--patience", type=float, default=60, help="seconds to wait for a quiet machine before each round"
+    )
+    parser.add_argument(
+        "--spare", type=int, default=0, metavar="N", help="rounds to add where others disturbed some (0)"
     )
     parser.add_argument("--fast", type=Path, default=Path("/dev/shm"), metavar="DIR", help="a directory in memory")
     parser.add_argument("--disk", type=Path, metavar="DIR", help="a directory on a disk (tests/output)")

@@ -23,7 +23,8 @@ from .models import BenchError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
-OURS, OFFICIAL, TUNED, RAW, RAW_FSYNC, ZIPPED = "ours", "official", "tuned", "raw", "raw+fsync", "ansiballz"
+OURS, OFFICIAL, TUNED, ZIPPED = "ours", "official", "tuned", "ansiballz"
+RAW, RAW_FSYNC, BARE, BARE_FSYNC = "raw", "raw+fsync", "bare", "bare+fsync"
 
 _RUNNER = """
 import json, sys
@@ -80,7 +81,7 @@ class Clients:
             return self._modelscope(task, more, ["--max-workers", "32"])
         if client == ZIPPED:
             return self._zipped(task)
-        return self._raw(task, fsync=client == RAW_FSYNC)
+        return self._floor(task, client)
 
     @staticmethod
     def options(task: Task) -> dict[str, object]:
@@ -98,9 +99,14 @@ class Clients:
         argv = [str(self._official), "download", "--model", task.model, "--local_dir", str(task.target), *options]
         return Command(argv, self._environment(MODELSCOPE_ENDPOINT=task.endpoint, **more))
 
-    def _raw(self, task: Task, fsync: bool) -> Command:
-        program = str(Path(__file__).with_name("raw_copy.py"))
-        argv = [sys.executable, "-I", "-S", program, "4", "1" if fsync else "0", str(task.source), str(task.target)]
+    def _floor(self, task: Task, client: str) -> Command:
+        options = ["4", "1" if client in (RAW_FSYNC, BARE_FSYNC) else "0"]
+        places = [str(task.source), str(task.target)]
+        if client in (RAW, RAW_FSYNC):
+            program, options = "raw_copy.py", [*options, *places]
+        else:
+            program, options = "bare_get.py", [*options, task.endpoint, task.model, *places]
+        argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name(program)), *options]
         return Command(argv, self._environment())
 
     def _zipped(self, task: Task) -> Command:

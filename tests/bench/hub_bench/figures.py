@@ -45,10 +45,19 @@ Round = dict[str, Run]
 """One run of each client, one after another."""
 
 
-def chosen(rounds: Sequence[Round]) -> list[Round]:
-    """The rounds to count: those on a quiet machine, or all of them if most were disturbed."""
-    quiet = [item for item in rounds if not any(run.busy for run in item.values())]
-    return quiet if quiet and 2 * len(quiet) >= len(rounds) else list(rounds)
+ENOUGH = 3
+"""Rounds on a quiet machine that are worth more than any number of disturbed ones."""
+
+
+def quiet(rounds: Iterable[Round]) -> list[Round]:
+    """The rounds during which others left the machine alone."""
+    return [item for item in rounds if not any(run.busy for run in item.values())]
+
+
+def chosen(rounds: Sequence[Round], wanted: int) -> list[Round]:
+    """The rounds to count: those on a quiet machine, or all of them where there are too few."""
+    found = quiet(rounds)
+    return found if len(found) >= min(wanted, ENOUGH) else list(rounds)
 
 
 def ratio(rounds: Iterable[Round], slow: str, fast: str) -> float:

@@ -35,7 +35,7 @@ def main(threads: int, fsync: bool, source: str, target: str) -> None:
     todo: list[tuple[int, str]] = []
     for directory, _unused, names in os.walk(source):
         relative = os.path.relpath(directory, source)
-        os.makedirs(os.path.join(target, relative), exist_ok=relative != ".")
+        os.makedirs(os.path.normpath(os.path.join(target, relative)))
         todo += [(os.path.getsize(os.path.join(directory, name)), os.path.join(relative, name)) for name in names]
     todo.sort()  # the largest last, and so taken first
     lock = threading.Lock()

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import machine
 from .cases import Case
 from .clients import OURS, Clients, Command, Spawner, Task
-from .figures import BUSY, Round, Run
+from .figures import BUSY, Round, Run, quiet
 from .models import BenchError, Hub, Sizes, differences
 from .report import Done
 
@@ -25,7 +25,8 @@ _LIMIT = 1200.0
 
 
 class Bench:
-    """The hub, the clients and the places to download to. ``rounds`` and ``slow_rounds`` are how often."""
+    """The hub, the clients and the places to download to. ``rounds`` and ``slow_rounds`` are how often, ``spare`` how
+    many more to spend where others disturbed some."""
 
     def __init__(
         self,
@@ -38,11 +39,13 @@ class Bench:
         slow_rounds: int,
         tuned: bool,
         patience: float,
+        spare: int,
     ) -> None:
         # A directory each, which goes with all that a client leaves beside its target.
         self._targets = {"fast": fast / "place" / "target", "disk": disk / "place" / "target"}
         self._sizes, self._spawner = sizes, spawner
         self._rounds, self._slow_rounds, self._tuned, self._patience = rounds, slow_rounds, tuned, patience
+        self._spare = spare
         (fast / "home").mkdir()
         self._clients = Clients(fast / "home")
         self._hub = Hub(fast / "served")
@@ -56,7 +59,7 @@ class Bench:
         done = []
         for index, case in enumerate(wanted):
             self._hub.add(case.model, self._sizes)
-            done.append(Done(case, self._case(case)))
+            done.append(Done(case, self._case(case), self._slow_rounds if case.slow else self._rounds))
             if all(later.model != case.model for later in wanted[index + 1 :]):
                 self._hub.drop(case.model)
         return done
@@ -71,10 +74,12 @@ class Bench:
             self._spawner.run(self._clients.command(OURS, task), _LIMIT)
         commands = {name: self._clients.command(name, task) for name in case.clients(self._tuned)}
         self._hub.faults(case.faults)
+        wanted = self._slow_rounds if case.slow else self._rounds
         rounds: list[Round] = []
-        for number in range(self._slow_rounds if case.slow else self._rounds):
+        while len(quiet(rounds)) < wanted and len(rounds) < wanted + self._spare:
             if not machine.wait_until_quiet(BUSY, self._patience):
                 _say("  others keep the machine busy")
+            number = len(rounds)
             rounds.append({name: self._turn(case, task, name, commands[name], number) for name in commands})
         self._clear(task)
         return rounds
