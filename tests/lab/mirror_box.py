@@ -77,10 +77,10 @@ class Mirror:
             self._process.wait(timeout=30)
 
     def command(self, *words: str) -> list[str]:
-        """nginx as the unit starts it."""
+        """nginx as the unit starts it, but in the foreground."""
         program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
         assert program is not None, "nginx is not installed: run tests/tools/packages.sh, or install the package nginx"
-        return [program, *words, "-p", f"{self.run}/", "-c", str(self.config)]
+        return [program, *words, "-g", "daemon off;", "-p", f"{self.run}/", "-c", str(self.config)]
 
     def render(self) -> None:
         """Write the configuration with the role's template, defaults and variables. Only the log is another one."""
