@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_PROBE = 0.1
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -102,7 +104,9 @@ class Peers:
                         continue
                     peer.probing = True
                 return Choice(peer.name)
-            return Choice(None)
+            # Another thread is just finding out about one of them; that is soon known.
+            unknown = any(peer.probing and not peer.seen and not peer.failures for peer in usable)
+            return Choice(None, _PROBE if unknown else 0.0)
 
     def answered(self, name: str, progress: int) -> None:
         """It is there, and says how far it is."""

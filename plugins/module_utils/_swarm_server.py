@@ -204,7 +204,8 @@ class PeerServer:
             self._leave(sock)
 
     def _answer(self, sock: socket.socket, client: str, head: bytes) -> bool:
-        question = self._question(client, head)
+        """Answer one request; whether more may come over this connection."""
+        question, headers = self._question(client, head)
         entry = self._shelf.entry(question.sha256)
         self.asked_at = time.monotonic()
         if entry is None:
@@ -217,9 +218,9 @@ class PeerServer:
             if not known or (question.start, question.end) != piece_range(index, entry.size, self._shelf.piece):
                 raise _Refuse(416)
             self._piece(sock, client, question, index)
-        return True
+        return headers.get("connection", "").lower() != "close"
 
-    def _question(self, client: str, head: bytes) -> Question:
+    def _question(self, client: str, head: bytes) -> tuple[Question, dict[str, str]]:
         try:
             line, headers = _swarm_wire.read_head(head)
             method, path, version = line.split(" ")
@@ -230,7 +231,7 @@ class PeerServer:
         if method != "GET":
             raise _Refuse(405)
         try:
-            return _swarm_wire.read_question(self._secret, path, headers)
+            return _swarm_wire.read_question(self._secret, path, headers), headers
         except _swarm_wire.NotOurs as exc:
             with self._lock:
                 self.refused[client] += 1

@@ -89,7 +89,7 @@ def main() -> int:
     """Take part; returns the exit status."""
     told = json.loads(sys.stdin.readline())
     monitor = Monitor()
-    client = HubClient(parse_endpoint(told["endpoint"]), timeout=10.0)
+    client = HubClient(parse_endpoint(told["endpoint"]), timeout=3.0)
     swarm = Swarm(
         read_membership(told["membership"]),
         client,
