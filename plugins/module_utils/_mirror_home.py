@@ -251,6 +251,9 @@ def locked(root: str, model: str, timeout: float, create: bool) -> Iterator[Home
 
 def _drop_empty(root: str, model: str, handle: int) -> None:
     """What was made for nothing goes again: a directory that holds the lock alone."""
+    for name in (_mirror.COMMITS, _mirror.REFS):
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=handle)
     if os.listdir(handle) != [LOCK]:
         return
     base = _safefs.open_directory(os.path.realpath(root))
