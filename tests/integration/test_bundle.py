@@ -18,7 +18,6 @@ import random
 import subprocess
 import sys
 import typing as t
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import pytest
 from fleet_box import MODEL, Run, make_model, play
 from model_hub import Fault, Hub, add_model
 from module_host import Host, tree
-from registry_box import DOCKER, OCI, RegistryBox, digest, layer
+from registry_box import DOCKER, OCI, RegistryBox, digest, layer, make_wheel
 
 PASSWORD = "hunter2-of-the-registry"
 HTPASSWD = "somebody:$2b$05$abcdefghijklmnopqrstuuJQ0OEfoQ1jvzDwPykoQtl7vEtSYYygy\n"
@@ -82,14 +81,6 @@ class Outside:
     @property
     def signers(self) -> str:
         return f"bundles {self.key.with_suffix('.pub').read_text()}"
-
-
-def make_wheel(path: Path) -> None:
-    with zipfile.ZipFile(path / "tiny-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny.py", "ANSWER = 42\n")
-        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
-        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A real registry (Debian's ``docker-registry``) on loopback, and images of both formats to push into it."""
+"""A real registry (Debian's ``docker-registry``) on loopback, and images of both formats to push into it; and a Python
+package of nobody's."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import subprocess
 import tarfile
 import time
 import typing as t
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +49,15 @@ def layer(name: str, content: bytes) -> bytes:
         member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
     return out.getvalue()
+
+
+def make_wheel(path: Path) -> None:
+    """A package that needs no index."""
+    with zipfile.ZipFile(path / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "ANSWER = 42\n")
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
 
 
 class RegistryBox:
