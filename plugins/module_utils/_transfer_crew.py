@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
@@ -81,6 +81,7 @@ class _Claim:
         self.noted, self.noted_at = start, now
         self.generation = job.generation
         self.began = self.heard = now
+        self.hashing = False
 
 
 class _Job:
@@ -269,7 +270,12 @@ class Crew:
             for claim in job.claims if job.ranged else ():
                 left = claim.end - claim.pos if claim.generation == job.generation else 0
                 if left and now - claim.heard >= SILENT_SECONDS:
-                    end, claim.end = claim.end, claim.pos
+                    with job.lock:
+                        if claim.hashing:
+                            continue
+                        end, claim.end = claim.end, claim.pos
+                        if job.hasher is claim:
+                            job.hasher = None
                     return _Claim(job, claim.pos, end, now)
                 rate = (claim.pos - claim.start) / (now - claim.began) if now > claim.began else 0.0
                 if left >= 2 * PIECE_MIN and rate > 0 and left / rate > gain:
@@ -283,14 +289,18 @@ class Crew:
     # --- doing it ---
 
     def _serve(self, claim: _Claim) -> None:
+        try:
+            self._guard(claim, self._bring)
+            # Whatever became of it: others may have left the rest of the file to this connection.
+            self._guard(claim, lambda one: self._follow(one.job))
+        finally:
+            self._release(claim)
+
+    def _guard(self, claim: _Claim, work: Callable[[_Claim], None]) -> None:
+        """Do it; what goes wrong is tried again, or raised where that is vain."""
         job = claim.job
         try:
-            if job.part is None:
-                self._open(job)
-                claim.generation = job.generation
-            elif claim.pos < claim.end:
-                self._receive(claim)
-            self._follow(job)
+            work(claim)
         except _Stale:
             pass
         except RangeRefusedError:
@@ -305,8 +315,13 @@ class Crew:
             if job.part is None:  # not the network: the part cannot be opened
                 raise
             self._failed(claim, exc, None)
-        finally:
-            self._release(claim)
+
+    def _bring(self, claim: _Claim) -> None:
+        if claim.job.part is None:
+            self._open(claim.job)
+            claim.generation = claim.job.generation
+        elif claim.pos < claim.end:
+            self._receive(claim)
 
     def _open(self, job: _Job) -> None:
         entry = job.entry
@@ -366,7 +381,7 @@ class Crew:
             return True
         # The range was ignored, or the answer does not say where it starts: from now on one stream, from byte 0.
         with self._cond:
-            if claim.generation != job.generation:
+            if claim.generation != job.generation or job.complete or claim.pos >= claim.end:
                 raise _Stale
             job.ranged = False
             if stream.offset == claim.pos:
@@ -421,7 +436,7 @@ class Crew:
             self.observer.written(job.entry, start, start + count)
             inline = job.hashed == start and job.hasher in (None, claim)
             if inline:
-                job.hasher = claim
+                job.hasher, claim.hashing = claim, True
             digest = job.digest
         claim.pos += count
         with self._count:
@@ -432,6 +447,7 @@ class Crew:
         if inline:
             digest.update(data)
             with job.lock:
+                claim.hashing = False
                 if claim.generation == job.generation:
                     job.hashed = start + count
 
@@ -469,13 +485,26 @@ class Crew:
         if found != job.entry.sha256:
             self._wrong(job, generation, f"its content has SHA-256 {found}")
             return
-        assert job.part is not None
-        job.part.complete()
+        with self._cond, job.lock:
+            if generation != job.generation:
+                raise _Stale
+            # From here on nobody writes to it or drops it.
+            job.complete, part = True, job.part
+        assert part is not None
+        try:
+            part.complete()
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise FleetError(
+                "disk.failed",
+                f"{job.entry.path}: the file system did not take it ({exc.strerror})",
+                "a file system that makes what was written durable",
+                "See the kernel's log, mend the file system, then run it again",
+            ) from exc
         self.observer.verified(job.entry)
         with self._cond:
-            with job.lock:
-                job.complete = True
-                job.part.close()
+            part.close()
             self._active.remove(job)
             self._left -= 1
             self._cond.notify_all()
@@ -494,7 +523,7 @@ class Crew:
 
     def _wrong(self, job: _Job, generation: int, what: str) -> None:
         with self._cond:
-            if generation != job.generation:
+            if generation != job.generation or job.complete:
                 return
             self._drop(job)
             job.furthest = 0
