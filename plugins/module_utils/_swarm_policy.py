@@ -45,6 +45,7 @@ class _Peer:
     name: str
     seen: bool = False
     down: bool = False
+    broke: bool = False
     banned: str = ""
     retry_at: float = 0.0
     failures: int = 0
@@ -112,7 +113,7 @@ class Peers:
         """It is there, and says how far it is."""
         with self._lock:
             peer = self._get(name)
-            peer.seen, peer.down, peer.probing, peer.failures = True, False, False, 0
+            peer.seen, peer.down, peer.probing, peer.broke, peer.failures = True, False, False, False, 0
             if progress != peer.progress:
                 peer.progress, peer.moved_at = progress, self._clock()
 
@@ -132,8 +133,8 @@ class Peers:
             peer.probing = False
             if starting or peer.banned:
                 return
-            if peer.seen and not peer.down and peer.failures == 0:
-                peer.failures = 1
+            if peer.seen and not peer.down and not peer.broke:
+                peer.broke = True
                 return
             first = not peer.down
             if first or peer.retry_at <= now:
