@@ -33,7 +33,7 @@ options:
     description:
       - Whether to take files that are Python pickles by their ending (C(.bin), C(.pt), C(.pth), C(.ckpt), C(.pkl) and
         the like). Loading one runs whatever its author put into it.
-      - If V(false), they are left out where the weights are there as safetensors or GGUF too (RV(left_out) names
+      - If V(false), they are left out where the weights are there as safetensors or GGUF too (C(left_out) names
         them), and the model is refused where they are not.
     type: bool
     default: false
