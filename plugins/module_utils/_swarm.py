@@ -270,7 +270,7 @@ class Swarm:
     def _check_own(self, own: str) -> None:
         if not _is_ip(own):
             seen, why = own or "no address", "which this host cannot resolve"
-        elif is_loopback(own) and not all(is_loopback(item) for item in self._addresses.values()):
+        elif is_loopback(own) and not all(is_loopback(item) for item in self._addresses.values() if _is_ip(item)):
             seen, why = own, "which no other host can reach"
         else:
             return

@@ -173,7 +173,7 @@ class Peers:
         """Whether it is worth a question that somebody else could answer as well."""
         with self._lock:
             peer = self._get(name)
-            return peer.seen and not peer.down and not peer.banned
+            return not peer.down and not peer.banned
 
     def possible(self, name: str) -> bool:
         """Whether it may come (back) and know something."""

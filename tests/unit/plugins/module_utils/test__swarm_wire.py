@@ -72,7 +72,7 @@ def test_request_of_another_run_is_not_ours() -> None:
 
 def test_signed_request_for_something_else_is_no_question() -> None:
     class Odd(Question):
-        path = "/etc/passwd"  # type: ignore[assignment]
+        path = "/etc/passwd"
 
     request, _nonce = _swarm_wire.ask(SECRET, "gpu-1", Odd(DIGESTS, SHA, 0))
     with pytest.raises(ValueError, match="/etc/passwd"):
