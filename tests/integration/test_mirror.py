@@ -23,7 +23,19 @@ from urllib.parse import quote, quote_plus
 import pytest
 from mirror_box import Mirror
 from model_hub import Hub, add_model
-from module_host import MODEL, WEIGHTS, Host, everything, new_revision, official, small_disk, total, tree, wait_for
+from module_host import (
+    MODEL,
+    WEIGHTS,
+    Host,
+    everything,
+    new_revision,
+    official,
+    pythons,
+    small_disk,
+    total,
+    tree,
+    wait_for,
+)
 
 API = f"/api/v1/models/{MODEL}"
 NO_COMMIT = "0" * 40
@@ -377,7 +389,11 @@ def test_a_broken_configuration_leaves_what_runs(mirror: Mirror, filled: dict[st
 # --- what the module does ---
 
 
-def test_check_mode_tells_what_is_done(host: Host, mirror: Mirror, source: Path, path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", pythons(), ids=lambda name: Path(name).name)
+def test_check_mode_tells_what_is_done(
+    host: Host, mirror: Mirror, source: Path, path: Path, tmp_path: Path, python: str
+) -> None:
+    host.python = python
     first = {"_ansible_check_mode": True, "_ansible_diff": True}
     unfetched = publish(
         host, mirror, path, commit=host.run(path=str(path), _ansible_check_mode=True)["commit"], **first

@@ -5,7 +5,7 @@ set -eu
 # program:package, as Debian and Ubuntu name them
 needed="systemctl:systemd journalctl:systemd systemd-analyze:systemd unshare:util-linux nsenter:util-linux mount:mount
 mmdebstrap:mmdebstrap gcc:gcc
-ip:iproute2 useradd:passwd pgrep:procps ps:procps git:git ssh:openssh-client nginx:nginx
+ip:iproute2 useradd:passwd pgrep:procps ps:procps git:git ssh:openssh-client nginx:nginx openssl:openssl
 skopeo:skopeo docker-registry:docker-registry"
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
