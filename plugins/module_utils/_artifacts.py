@@ -21,7 +21,12 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact, _job
 from ansible_collections.gpufleet.vllm.plugins.module_utils._artifact_module import transfer_argument_spec
-from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_piece import Piece, make_pieces, summed
+from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_piece import (
+    Piece,
+    make_pieces,
+    stopped_error,
+    summed,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._hub_options import (
     connection_argument_spec,
@@ -135,7 +140,7 @@ def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
         pace = {key: params[key] for key in PACE}
         if job.works and job.record.get("pace") == pace:
             return {"changed": False, "job": {**described(job), "attached": True}}
-        if verify and job.result() is not None and job.age() < _SAME_SECONDS and not _failed(job.result()):
+        if verify and _fresh(job):
             return {"changed": False, "job": {**described(job), "attached": True}}
         if job.there():
             warnings += _clear(job)
@@ -185,6 +190,12 @@ def _machine() -> str:
     return f"{os.uname().nodename} {known}"
 
 
+def _fresh(job: _job.Job) -> bool:
+    """Whether the job did its work a while ago, and nobody has been told."""
+    result = job.result()
+    return bool(result and result.get("results")) and not _failed(result) and job.age() < _SAME_SECONDS
+
+
 def _failed(result: t.Mapping[str, t.Any] | None) -> bool:
     return any(entry.get("failed") for entry in (result or {}).get("results") or [])
 
@@ -203,7 +214,7 @@ def _seen(jobs: _job.Jobs, job: _job.Job, pieces: list[Piece]) -> dict[str, t.An
     else:
         with jobs.locked():
             job.discard()
-    return None if result is None or _failed(result) or here != there else result
+    return None if result is None or result.get("stopped") or _failed(result) or here != there else result
 
 
 def _clear(job: _job.Job) -> list[str]:
@@ -267,6 +278,8 @@ def _taken(jobs: _job.Jobs, job: _job.Job, result: dict[str, t.Any]) -> dict[str
             time.sleep(_POLL / 10)
         with jobs.locked():
             job.discard()
+    if result.get("stopped"):
+        raise stopped_error()
     return {**result, "done": True}
 
 

@@ -12,8 +12,7 @@ import time
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _job
-from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_piece import Piece, summed
-from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_piece import Piece, stopped_error, summed
 from ansible_collections.gpufleet.vllm.plugins.module_utils._progress import Monitor
 
 if t.TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Fetch:
                 self._job.say("stopped")
                 for piece in self._pieces:
                     if piece.entry is None:
-                        piece.fail(_stopped())
+                        piece.fail(stopped_error())
             seconds = 0.0 if stopped or self._job.stopping() else self._companion.after()
             self._job.finish(summed(self._pieces, self._diff), lingers=seconds > 0)
             if seconds > 0:
@@ -136,12 +135,3 @@ class Fetch:
 def _age(job: _job.Job) -> tuple[int, int]:
     record = job.record
     return int(record.get("start") or 0), int(record.get("pid") or 0)
-
-
-def _stopped() -> FleetError:
-    return FleetError(
-        "job.stopped",
-        "The job was stopped before the artifact was complete",
-        "a job that is left to end by itself",
-        "Run it again: what was received is kept, and what served before still does",
-    )

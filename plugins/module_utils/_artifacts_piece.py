@@ -145,3 +145,13 @@ def failure(results: t.Sequence[t.Mapping[str, t.Any]]) -> dict[str, t.Any] | No
         "results": [{key: value for key, value in entry.items() if key != "files"} for entry in results],
         "changed": any(entry.get("changed") for entry in results),
     }
+
+
+def stopped_error() -> FleetError:
+    """For what a stopped job did not come to."""
+    return FleetError(
+        "job.stopped",
+        "The job was stopped before the artifact was complete",
+        "a job that is left to end by itself",
+        "Run it again: what was received is kept, and what served before still does",
+    )

@@ -395,7 +395,12 @@ def _become(directory: str, record: t.Mapping[str, t.Any], work: t.Callable[[Run
         _write(directory, RECORD, json.dumps(full).encode())
         os.write(ready, b"ready")
         os.close(ready)
-        work(Run(directory))
+        inside = Run(directory)
+        try:
+            work(inside)
+        except KeyboardInterrupt:
+            # Stopped before the work could see to that itself.
+            inside.finish({"stopped": True})
         code = 0
     finally:
         if sys.exc_info()[0] is not None:

@@ -196,6 +196,12 @@ def test_stopping_in_order_and_by_force(jobs: _job.Jobs, tmp_path: Path) -> None
     assert (other.process, other.result()) == (None, None)
 
 
+def test_a_stop_that_the_work_does_not_see_to(jobs: _job.Jobs) -> None:
+    job = launch(jobs, lambda run: time.sleep(600))
+    assert job.stop()
+    assert job.result() == {"stopped": True, "lingers": False}
+
+
 def test_going_on_for_others(jobs: _job.Jobs) -> None:
     def work(run: _job.Run) -> None:
         run.finish({"results": []}, lingers=True)

@@ -223,6 +223,8 @@ def test_a_killed_job(call, tmp_path, hub):
     assert state(tmp_path) is None, "nothing is left of it"
     started = call("acme/tiny", phase="start")
     os.kill(started["job"]["pid"], signal.SIGKILL)
+    while _job.process_of(started["job"]["pid"]) is not None:
+        time.sleep(0.02)
     hub.gate.unlink()
     again = call("acme/tiny", phase="start")
     assert "ended without a result" in hub.said[0]
@@ -273,6 +275,16 @@ def test_stopping(call, tmp_path, hub):
     assert state(tmp_path) is None, "nothing is left of it"
 
 
+def test_a_job_that_was_stopped_at_once(call, tmp_path, hub):
+    hub.gate.touch()
+    started = call("acme/tiny", phase="start")
+    job = _job.Jobs().get(started["job"]["id"])
+    job.stop()
+    Path(job.directory, "result.json").write_text('{"stopped": true, "lingers": false}')
+    assert done(call, started)["code"] == "job.stopped"
+    assert state(tmp_path) is None
+
+
 def test_absent_ends_the_job_first(call, tmp_path, hub):
     call("acme/other")
     hub.gate.touch()
@@ -320,23 +332,6 @@ def test_nothing_wanted(call, tmp_path):
     result = call(phase="start")
     assert (result["changed"], result["results"], "job" in result) == (False, [], False)
     assert os.listdir(tmp_path) == []
-
-
-def test_the_same_request_is_the_same_job(tmp_path):
-    def identity(**changes):
-        params = {"endpoint": "https://hub.example.com", "token": None, "timeout": 60.0, "state": "present",
-                  "connections": 32, "bandwidth": "", "retries": 8, "allow_pickle": False, "engine": "native",
-                  "client": "modelscope", "lock_timeout": 60.0}  # fmt: skip
-        item = {"model": "acme/tiny", "revision": "v1", "path": str(tmp_path / "x"), "include": [], "exclude": []}
-        params = {**params, **{key: value for key, value in changes.items() if key in params}}
-        item = {**item, **{key: value for key, value in changes.items() if key in item}}
-        return _artifacts.identity(_artifacts_piece.make_pieces({**params, "artifacts": [item]}, False), params)
-
-    same = identity()
-    assert same == identity(token="x", bandwidth="1MB", connections=2, lock_timeout=1.0)
-    others = [{"revision": "v2"}, {"exclude": ["*.bin"]}, {"path": str(tmp_path / "y")}, {"state": "verified"},
-              {"endpoint": "https://other.example.com"}]  # fmt: skip
-    assert len({same, *(identity(**change) for change in others)}) == 6
 
 
 def test_the_documentation_is_the_spec():
