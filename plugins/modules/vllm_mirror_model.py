@@ -25,7 +25,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - Where the artifact is not fetched yet and O(commit) is set, RV(changed) is exact and RV(files), RV(bytes_total)
+      - Where the artifact is not fetched yet and O(commit) is set, C(changed) is exact and RV(files), RV(bytes_total)
         and RV(bytes_copied) are V(null).
   diff_mode:
     support: full

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A package source that hosts can reach: the packages of Docker, nginx and docker-registry and what they need, as a flat
+"""A package source that hosts can reach: packages of Docker, nginx and docker-registry and what they need, as a flat
 apt repository over HTTP.
 
 The hosts reach nothing but the machine, and a role that installs Docker wants a real ``apt-get update``.
