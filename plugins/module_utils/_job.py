@@ -53,13 +53,14 @@ _READY_SECONDS = 30.0
 
 
 def home() -> str:
-    """Where this user's jobs lie: private and, but for a home on the network, on local disk."""
+    """Where this user's jobs lie: private, on local disk, and there for users without a home, too."""
     state = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(state):
         return os.path.join(state, "gpufleet-vllm", "jobs")
     if os.geteuid() == 0:
         return "/var/lib/gpufleet-vllm/jobs"
-    return os.path.join(os.path.expanduser("~"), ".local", "state", "gpufleet-vllm", "jobs")
+    # Nobody else can rename or remove what lies right there; who made it first is checked.
+    return f"/var/tmp/gpufleet-vllm-jobs-{os.geteuid()}"  # noqa: S108
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

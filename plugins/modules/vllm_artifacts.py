@@ -119,7 +119,7 @@ notes:
   - >-
     While there is something to fetch, a job has a directory that only its user can read: below E(XDG_STATE_HOME) of
     that user on the host if set, else in C(/var/lib/gpufleet-vllm/jobs) for root and in
-    C(~/.local/state/gpufleet-vllm/jobs) for others. It goes when the result was returned. No token is kept there.
+    C(/var/tmp/gpufleet-vllm-jobs-UID) for others. It goes when the result was returned. No token is kept there.
   - A job that is killed, or that a reboot ends, is an error with the end of its log. The next run starts a new one,
     which goes on with what was received.
   - A run with another bandwidth, or other options of the transfer, ends the job of the same artifacts and goes on with

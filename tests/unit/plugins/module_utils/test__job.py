@@ -54,8 +54,7 @@ def test_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         assert _job.home() == "/var/lib/gpufleet-vllm/jobs"
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
-        monkeypatch.setenv("HOME", "/home/ops")
-        assert _job.home() == "/home/ops/.local/state/gpufleet-vllm/jobs"
+        assert _job.home() == "/var/tmp/gpufleet-vllm-jobs-1000"
 
 
 def test_a_process_is_known_by_when_it_began() -> None:
