@@ -123,15 +123,15 @@ class _Scan:
         return os.readlink(f"{self._proc}/{path}")
 
     def _process(self, pid: str) -> None:
-        try:
-            self._mounts(pid)
-            self._directories(pid)
-            self._descriptors(pid)
-            self._mappings(pid)
-        except PermissionError:
-            self._uses.hidden += 1
-        except OSError:  # it ended meanwhile
-            pass
+        hidden = False
+        for look in (self._mounts, self._directories, self._descriptors, self._mappings):
+            try:
+                look(pid)
+            except PermissionError:
+                hidden = True
+            except OSError:  # it ended meanwhile
+                pass
+        self._uses.hidden += hidden
 
     def _note(self, path: str, pid: str, what: str) -> None:
         if path not in self._uses.found:
@@ -141,11 +141,14 @@ class _Scan:
             self._uses.found[path] = f"process {pid}{name} {what}"
 
     def _mounts(self, pid: str) -> None:
-        namespace = self._link(f"{pid}/ns/mnt")
+        namespace = ""
+        with contextlib.suppress(PermissionError):  # the table itself may be open
+            namespace = self._link(f"{pid}/ns/mnt")
         if namespace in self._seen_namespaces:
             return
         mounts = parse_mounts(self._read(f"{pid}/mountinfo"))
-        self._seen_namespaces.add(namespace)
+        if namespace:
+            self._seen_namespaces.add(namespace)
         for item in self._watched:
             own = covering(self._mine, item.path)
             if own is None:
@@ -174,8 +177,9 @@ class _Scan:
             return
         identity = None
         if os.path.basename(target) in self._names:
-            state = os.stat(f"{self._proc}/{path}")
-            identity = (state.st_dev, state.st_ino)
+            with contextlib.suppress(OSError):  # somebody's FUSE mount, which is closed to root
+                state = os.stat(f"{self._proc}/{path}")
+                identity = (state.st_dev, state.st_ino)
         for item in self._watched:
             if is_below(target, item.path) or identity in item.inodes:
                 self._note(item.path, pid, f"has {os.path.basename(target)} open")

@@ -453,12 +453,18 @@ def test_what_is_no_age(text: str) -> None:
     assert caught.value.code == "prune.bad_age"
 
 
-def test_mounts_are_read_only_where_needed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_are_looked_at_only_for_what_would_go(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
     def scan(watched: t.Sequence[_prune_use.Watched], _proc: str) -> _prune_use.Uses:
-        assert not watched, "no process is looked at for what stays anyway"
-        return _prune_use.Uses(hidden=3)
+        asked.append([Path(item.path).name for item in watched])
+        return _prune_use.Uses(hidden=3 if watched else 0)
 
     monkeypatch.setattr(_prune_use, "uses_of", scan)
     prune = Prune(host.options())
     assert [item.action for item in prune.run(False)] == [KEPT]
-    assert prune.warnings == []
+    assert (asked, prune.warnings) == ([[]], [])
+    make_artifact(host.models / "unused")
+    prune.run(True)
+    assert asked[1:] == [["unused"]]
+    assert "3 process(es) could not be looked into" in prune.warnings[0]

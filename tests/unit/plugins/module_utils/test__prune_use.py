@@ -153,7 +153,8 @@ def test_a_process_that_ends_meanwhile(proc: Proc) -> None:
 
 
 def test_processes_that_we_may_not_look_into_are_counted(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
-    proc.add(7)
+    """And what of them is open to us still counts."""
+    proc.add(7, CONTAINER)
     link = os.readlink
 
     def refused(path: str) -> str:
@@ -162,5 +163,7 @@ def test_processes_that_we_may_not_look_into_are_counted(proc: Proc, monkeypatch
         return link(path)
 
     monkeypatch.setattr(_prune_use.os, "readlink", refused)
-    assert _prune_use.uses_of([Watched("/data/models/x")], str(proc.path)).hidden == 1
+    uses = _prune_use.uses_of([Watched("/data/models/bound")], str(proc.path))
+    assert uses.hidden == 1
+    assert uses.found == {"/data/models/bound": "process 7 (vllm) has it mounted at /models"}
     assert _prune_use.uses_of([], str(proc.path)).hidden == 0
