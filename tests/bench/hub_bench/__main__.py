@@ -26,7 +26,7 @@ from .cases import cases
 from .clients import REPOSITORY, spawning
 from .figures import Round
 from .models import QUICK, BenchError, Sizes
-from .report import report
+from .report import Done, report
 from .rounds import Bench
 
 
@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
                 tuned=arguments.tuned,
                 patience=arguments.patience,
                 spare=arguments.spare,
+                ahead=arguments.ahead,
             )
             try:
                 done = bench.run(wanted)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         raw = [{"case": item.case.name, "rounds": [_plain(one) for one in item.rounds]} for item in done]
         arguments.json.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    print(report(done, _conditions(arguments.fast, disk, argv), markdown=arguments.markdown))
+    print(report(done, _conditions(arguments.fast, disk, argv, done), markdown=arguments.markdown))
     return 0
 
 
@@ -89,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--spare", type=int, default=0, metavar="N", help="rounds to add where others disturbed some (0)"
     )
+    parser.add_argument(
+        "--ahead", action="store_true", help="take the processor before all others, as root: a shared machine"
+    )
     parser.add_argument("--fast", type=Path, default=Path("/dev/shm"), metavar="DIR", help="a directory in memory")
     parser.add_argument("--disk", type=Path, metavar="DIR", help="a directory on a disk (tests/output)")
     sizes = parser.add_argument_group("sizes")
@@ -105,17 +109,25 @@ def _plain(one: Round) -> dict[str, dict[str, object]]:
     return {name: dataclasses.asdict(run) for name, run in one.items()}
 
 
-def _conditions(fast: Path, disk: Path, arguments: Sequence[str]) -> list[tuple[str, str]]:
+def _conditions(fast: Path, disk: Path, arguments: Sequence[str], done: Sequence[Done]) -> list[tuple[str, str]]:
     """What a reader has to know about where the figures come from."""
     clients = f"modelscope {version('modelscope')}, modelscope-hub {version('modelscope-hub')}"
     own = (REPOSITORY / "galaxy.yml").read_text(encoding="utf-8").split("\nversion: ", 1)[1].split("\n", 1)[0]
     return [
         ("Date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ("Machine", machine.description()),
+        ("Others", _others(done)),
         ("File systems", f"memory: {machine.file_system(fast)}; disk: {machine.file_system(disk)}"),
         ("Versions", f"gpufleet.vllm {own}; {clients}; Python {platform.python_version()} for all of them"),
         ("Command", shlex.join(["python", "-m", "hub_bench", *arguments])),
     ]
+
+
+def _others(done: Sequence[Done]) -> str:
+    runs = [run for item in done for one in item.counted for run in one.values()]
+    used = sum(run.foreign_cpu for run in runs) / sum(run.wall * run.cores for run in runs)
+    how = "; clients and hub ran ahead of them, so that it cost caches and memory bandwidth alone"
+    return f"used {used:.0%} of the machine meanwhile{how if any(run.ahead for run in runs) else ''}"
 
 
 if __name__ == "__main__":

@@ -146,10 +146,15 @@ class Spawner:
         self._directory = directory
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(spawner.__file__))],
+            start_new_session=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def run(self, command: Command, limit: float) -> Cost:
         """Run one command to its end. Raises BenchError when it fails."""
@@ -167,7 +172,8 @@ class Spawner:
         return Cost(answer["wall"], answer["user"], answer["system"], answer["peak_kib"])
 
     def close(self) -> None:
-        """End it."""
+        """End it, and what it runs."""
+        self._process.terminate()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

@@ -30,6 +30,8 @@ class Run:
     foreign_cpu: float = 0.0
     """CPU seconds that were neither its own nor the hub's."""
     cores: int = 1
+    ahead: bool = False
+    """It had the processor before all others."""
 
     @property
     def cpu(self) -> float:
@@ -38,7 +40,7 @@ class Run:
     @property
     def busy(self) -> bool:
         """Whether others used so much of the machine that this run's time says little."""
-        return self.foreign_cpu > max(BUSY * self.wall * self.cores, 0.05)
+        return not self.ahead and self.foreign_cpu > max(BUSY * self.wall * self.cores, 0.05)
 
 
 Round = dict[str, Run]

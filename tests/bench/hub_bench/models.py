@@ -94,7 +94,9 @@ class Hub:
         command = [sys.executable, "-m", "model_hub", "serve", "--root", str(self._root)]
         command += ["--faults", str(self._faults), "--log", str(self._log)]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(_LAB)}
-        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         assert self._process.stdout is not None
         words = self._process.stdout.readline().split()
         if "at" not in words:
@@ -108,6 +110,10 @@ class Hub:
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def cpu(self) -> float:

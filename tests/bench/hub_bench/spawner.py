@@ -54,7 +54,8 @@ def run(job: dict[str, object]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Answer lines until there are no more."""
+    """Answer lines until there are no more. SIGTERM ends what runs, too."""
+    signal.signal(signal.SIGTERM, lambda *_unused: sys.exit(1))
     for line in sys.stdin:
         try:
             answer = run(json.loads(line))
