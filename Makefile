@@ -20,7 +20,7 @@ GATES := "$(VENV)/bin/python" tests/tools/gates.py
 
 .PHONY: help
 help: ## List these targets
-	@printf '%s\n\n' 'make TARGET     (PYTHON=python3.13 chooses the interpreter, VERBOSE=1 shows what the gates print)'
+	@printf '%s\n\n' 'make TARGET     (PYTHON=python3.13 chooses the interpreter, VERBOSE=1 shows what the gates print, JOBS=1 runs one at a time)'
 	@awk -F ' ## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "  %-18s %s\n", $$1, $$2 }' Makefile
 
 # ---- use it -------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ TAIL_LINES = 200
 STOP_SECONDS = 30
 JOBS = 2
 LAB = "lab"
-"""The emulated hosts share one engine, registry and package source, and some tests kill that engine."""
+"""The emulated hosts share one engine: scenarios run beside each other, and beside no test that kills the engine."""
 
 
 class Terminated(Exception):
@@ -54,7 +54,8 @@ def _on_terminate(_signal: int, _frame: object) -> None:
 class Gate:
     """One command with a name, what it shows in a few words, and the seconds after which it is stopped.
 
-    Gates that use the same thing never run at the same time, and run in their order.
+    What a gate ``uses`` is its own meanwhile; what it ``shares`` may be shared by others. Gates that one thing keeps
+    apart run in their order.
     """
 
     name: str
@@ -63,6 +64,12 @@ class Gate:
     in_check: bool = False
     limit: int = 1800
     uses: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+
+    def clashes(self, other: Gate) -> bool:
+        """Whether the two may not run at the same time."""
+        mine, others = set(self.uses), set(other.uses)
+        return bool(mine & (others | set(other.shares)) or others & set(self.shares))
 
 
 def _python(*argv: str) -> tuple[str, ...]:
@@ -150,12 +157,19 @@ def all_gates() -> list[Gate]:
         Gate("contents", "the tarball holds what it should", _python(tarball, "check"), uses=("tarball",)),
         Gate("install", "the tarball installs and is usable", _python(tarball, "install"), uses=("tarball",)),
         Gate("galaxy", "galaxy-importer accepts it", _python(tarball, "galaxy"), uses=("tarball",)),
+        Gate(
+            "integration-lab",
+            "integration tests on emulated hosts",
+            (*pytest, "-m", "lab", "tests/integration"),
+            limit=2700,
+            uses=(LAB,),
+        ),
         *(
             Gate(
                 f"molecule-{name}",
                 f"molecule {name}, on emulated hosts",
                 _tool("molecule", "test", "-s", name),
-                uses=(LAB,),
+                shares=(LAB,),
             )
             for name in scenarios()
         ),
@@ -165,13 +179,6 @@ def all_gates() -> list[Gate]:
             # Which tests share a worker, tests/integration/conftest.py says.
             (*pytest, "-m", "not lab", "-n", "2", "--dist", "loadfile", "tests/integration"),
             limit=2700,
-        ),
-        Gate(
-            "integration-lab",
-            "integration tests on emulated hosts",
-            (*pytest, "-m", "lab", "tests/integration"),
-            limit=2700,
-            uses=(LAB,),
         ),
     ]
 
@@ -281,6 +288,10 @@ def shown_tail(log: Path) -> list[str]:
     return first + [f"    {text}" for text in lines[-TAIL_LINES:]]
 
 
+def _at_lab(gate: Gate) -> bool:
+    return LAB in gate.uses or LAB in gate.shares
+
+
 class Runner:
     """Runs gates, some at a time. ``results`` are those of the gates that ended, in the order of the gates."""
 
@@ -327,19 +338,31 @@ class Runner:
                     self._moved.notify_all()
 
     def _next(self) -> Gate | None:
-        """The next gate, waiting while all that are left use what is in use; None when there is none."""
+        """The next gate, waiting while none of those that are left may run now; None when none is left."""
         with self._moved:
             while self._pending and not self._stopping:
-                used = {name for gate in self._busy for name in gate.uses}
-                free = [gate for gate in self._pending if used.isdisjoint(gate.uses)]
-                if free:
-                    # The lab's gates cannot run beside each other: they are the longest way to the end.
-                    first = free[0] if self._jobs == 1 else next((gate for gate in free if LAB in gate.uses), free[0])
-                    self._pending.remove(first)
-                    self._busy.append(first)
-                    return first
+                gate = self._first()
+                if gate is not None:
+                    self._pending.remove(gate)
+                    self._busy.append(gate)
+                    return gate
                 self._moved.wait()
             return None
+
+    def _first(self) -> Gate | None:
+        """The gate to run now. The lab's gates are the longest way to the end: one of them goes on all the time."""
+        waiting: list[Gate] = []
+        free: list[Gate] = []
+        for gate in self._pending:
+            # One that has to wait is not overtaken by those that would keep it waiting.
+            if not any(gate.clashes(other) for other in [*self._busy, *waiting]):
+                free.append(gate)
+            else:
+                waiting.append(gate)
+        if self._jobs == 1 or not free:
+            return free[0] if free else None
+        lab = any(_at_lab(gate) for gate in self._busy)
+        return next((gate for gate in free if _at_lab(gate) is not lab), free[0])
 
     def _register(self, name: str, process: subprocess.Popen[bytes]) -> None:
         with self._moved:

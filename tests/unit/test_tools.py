@@ -228,14 +228,31 @@ def test_gates_that_use_the_same_thing_do_not_and_keep_their_order(quiet: Path) 
     assert (quiet / "order").read_text() == "abcd"
 
 
-def test_the_longest_chain_starts_first(quiet: Path) -> None:
-    code = "import sys; open('order', 'a').write({0!r})"
-    chosen = [using("a", code.format("a")), using("b", code.format("b"), gates.LAB)]
-    alone = gates.Runner(chosen, 1, verbose=False)
-    alone.run()
-    assert (quiet / "order").read_text() == "ab", "one after the other, they keep their order"
-    taken = gates.Runner(chosen, 2, verbose=False)
-    assert [taken._next(), taken._next(), taken._next()] == [chosen[1], chosen[0], None]
+def test_the_longest_chain_goes_on_all_the_time(quiet: Path) -> None:
+    tests = using("tests", "", gates.LAB)
+    one, two, three = (
+        gates.Gate(name, "a scenario", ("true",), shares=(gates.LAB,)) for name in ("one", "two", "three")
+    )
+    chosen = [using("a", ""), using("b", ""), tests, one, two, three]
+
+    def taken(jobs: int, count: int) -> tuple[gates.Runner, list[str]]:
+        runner = gates.Runner(chosen, jobs, verbose=False)
+        return runner, [gate.name for gate in (runner._next() for _ in range(count)) if gate]
+
+    assert taken(1, 2)[1] == ["a", "b"], "one after the other, they keep their order"
+    runner, names = taken(2, 3)
+    assert names == ["tests", "a", "b"]
+    assert runner._first() is None, "scenarios do not run beside the tests"
+    runner._busy.remove(tests)
+    assert runner._next() is one
+    assert runner._next() is two, "but beside each other, when there is nothing else to do"
+
+
+def test_one_that_has_to_wait_is_not_overtaken_by_what_it_waits_for(quiet: Path) -> None:
+    shared = [gates.Gate(name, "", ("true",), shares=("x",)) for name in ("one", "two")]
+    runner = gates.Runner([shared[0], using("all", "", "x"), shared[1]], 3, verbose=False)
+    assert runner._next() is shared[0]
+    assert runner._first() is None
 
 
 def test_a_gate_that_fails_stops_no_other(quiet: Path) -> None:
@@ -271,7 +288,8 @@ finally:
 def test_the_hosts_of_the_lab_belong_to_one_gate_at_a_time() -> None:
     every = {one.name: one for one in gates.all_gates()}
     for name, one in every.items():
-        assert (gates.LAB in one.uses) == (name.startswith("molecule-") or name == "integration-lab"), name
+        assert (gates.LAB in one.uses) == (name == "integration-lab"), name
+        assert (gates.LAB in one.shares) == name.startswith("molecule-"), name
     marked = [every[name].argv for name in ("integration", "integration-lab")]
     assert [argv[argv.index("-m", 3) + 1] for argv in marked] == ["not lab", "lab"], "every test is in one of them"
     for core in (lanes.own_core(), lanes.other_core()):
