@@ -25,6 +25,10 @@ _YIELD_SECONDS = 1.0
 class Companion:
     """What goes along with a fetch, and here does nothing. A swarm is one: it gives from what it gets."""
 
+    def order(self, pieces: t.Sequence[Piece]) -> list[Piece]:
+        """In which order the pieces are fetched."""
+        return list(pieces)
+
     def before(self, pieces: t.Sequence[Piece], monitor: Monitor) -> None:
         """Before anything is fetched; ``pieces`` are those with work to do."""
 
@@ -36,9 +40,20 @@ class Companion:
         """Who is told what is received of this artifact."""
         return None
 
+    def ended(self, piece: Piece) -> None:
+        """After this artifact, whatever came of it."""
+
+    def result(self) -> dict[str, t.Any]:
+        """What belongs into the job's result beside its own; ``warnings`` come after those of the artifacts."""
+        return {}
+
     def after(self) -> float:
         """For how many seconds the job has to go on for others, once its own work is done."""
         return 0.0
+
+    def over(self) -> bool:
+        """Whether the others need it no more; asked again and again."""
+        return False
 
     def close(self) -> None:
         """At the very end, come what may."""
@@ -61,11 +76,12 @@ class Fetch:
         self._position, self._model = 0, ""
 
     def run(self) -> None:
-        todo, stopped = [piece for piece in self._pieces if piece.entry is None], False
+        todo = self._companion.order([piece for piece in self._pieces if piece.entry is None])
+        stopped = False
         try:
             try:
                 self._job.report(self._status)
-                self._job.say(f"fetching {', '.join(piece.model for piece in todo)}")
+                self._job.say(f"fetching {', '.join(piece.model for piece in todo) or 'nothing'}")
                 self._companion.before(todo, self._monitor)
                 self._fetch(todo)
             except KeyboardInterrupt:
@@ -75,7 +91,7 @@ class Fetch:
                     if piece.entry is None:
                         piece.fail(stopped_error())
             seconds = 0.0 if stopped or self._job.stopping() else self._companion.after()
-            self._job.finish(summed(self._pieces, self._diff), lingers=seconds > 0)
+            self._job.finish(self._result(), lingers=seconds > 0)
             if seconds > 0:
                 self._linger(seconds)
         finally:
@@ -90,8 +106,13 @@ class Fetch:
             self._monitor.work_on(piece.model)
             self._monitor.begin("resolving")
             piece.attempt(self._present)
+            self._companion.ended(piece)
             entry = piece.entry or {}
             self._job.say(f"{piece.model}: {entry.get('msg') or str(entry.get('bytes_fetched')) + ' bytes fetched'}")
+
+    def _result(self) -> dict[str, t.Any]:
+        result, more = summed(self._pieces, self._diff), self._companion.result()
+        return {**result, **more, "warnings": [*result["warnings"], *more.get("warnings", [])]}
 
     def _present(self, piece: Piece) -> t.Any:
         hub = self._companion.hub(piece, piece.hub())
@@ -118,7 +139,7 @@ class Fetch:
 
     def _linger(self, seconds: float) -> None:
         try:
-            self._job.linger(seconds)
+            self._job.linger(seconds, self._companion.over)
         except KeyboardInterrupt:
             self._job.say("stopped")
         jobs = _job.Jobs()

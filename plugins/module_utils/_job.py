@@ -349,10 +349,10 @@ class Run:
         """Whether somebody asked the job to end."""
         return os.path.exists(os.path.join(self.directory, STOP))
 
-    def linger(self, seconds: float) -> None:
-        """Go on until somebody asks the job to stop, or so many seconds are over."""
+    def linger(self, seconds: float, over: t.Callable[[], bool] = lambda: False) -> None:
+        """Go on until somebody asks the job to stop, or it is ``over``, or so many seconds have passed."""
         deadline = time.monotonic() + seconds
-        while not self.stopping() and time.monotonic() < deadline:
+        while not self.stopping() and not over() and time.monotonic() < deadline:
             time.sleep(_POLL)
 
     def say(self, text: str) -> None:

@@ -152,7 +152,9 @@ class Swarm:
 
     def hub(self, request: Request, hub: Hub) -> Hub:
         """What ``request`` has to be fetched through: ``hub`` with the other hosts in front of it."""
-        return PinnedHub(self, hub, self._pinned(request), request.connections)
+        return PinnedHub(
+            hub, self._pinned(request), lambda pinned, direct: self.source(pinned, direct, request.connections)
+        )
 
     def offer(self, path: str) -> None:
         """Give what lies complete in an artifact's directory, as its manifest records it."""
@@ -197,21 +199,18 @@ class Swarm:
         """Go on giving until ``stop`` says so, or nobody asked for ``idle`` seconds, or ``total`` are over. Returns
         which of the three: stopped, idle or over."""
         deadline = time.monotonic() + total
-        if not self.serving:
-            return "idle"
         while not stop():
-            now = time.monotonic()
-            if now >= deadline:
+            if time.monotonic() >= deadline:
                 return "over"
-            if now - self.asked_at >= idle:
+            if self.silence >= idle:
                 return "idle"
             time.sleep(_POLL)
         return "stopped"
 
     @property
-    def asked_at(self) -> float:
-        """When another host last asked for anything (monotonic)."""
-        return self._server.asked_at if self._server is not None else 0.0
+    def silence(self) -> float:
+        """Seconds since another host asked for anything; without end where none can."""
+        return time.monotonic() - self._server.asked_at if self._server is not None else float("inf")
 
     def close(self) -> None:
         """Stop giving and asking; nothing of the run is left."""
@@ -246,11 +245,7 @@ class Swarm:
         return [pinned for pinned in self._membership.artifacts if self._membership.name in pinned.chain]
 
     def _pinned(self, request: Request) -> Pinned | None:
-        wanted = (request.model, request.revision, request.include, request.exclude)
-        for pinned in self._mine():
-            if (pinned.model, pinned.revision, pinned.include, pinned.exclude) == wanted:
-                return pinned
-        return None
+        return self._membership.find(request.model, request.revision, request.include, request.exclude)
 
     def _judge(self, entry: Entry, index: int) -> bytes | None:
         source = self._sources.get(entry.sha256)
@@ -288,8 +283,13 @@ class PinnedHub:
     So hosts without a way to the hub can take part, and no two hosts fetch different things.
     """
 
-    def __init__(self, swarm: Swarm, hub: Hub, pinned: Pinned | None, connections: int) -> None:
-        self._swarm, self._hub, self._pinned, self._connections = swarm, hub, pinned, connections
+    def __init__(
+        self,
+        hub: Hub,
+        pinned: Pinned | None,
+        source: Callable[[Pinned, Source], Source] = lambda _pinned, direct: direct,
+    ) -> None:
+        self._hub, self._pinned, self._source = hub, pinned, source
 
     def resolve(self, model: str, revision: str, patient: bool = True) -> Resolution:
         pinned = self._pinned
@@ -305,7 +305,7 @@ class PinnedHub:
 
     def source(self, model: str, resolution: Resolution) -> Source:
         direct = self._hub.source(model, resolution)
-        return direct if self._pinned is None else self._swarm.source(self._pinned, direct, self._connections)
+        return direct if self._pinned is None else self._source(self._pinned, direct)
 
 
 def _opener(directory: str, path: str) -> Callable[[], int]:

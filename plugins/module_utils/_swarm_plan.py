@@ -203,6 +203,15 @@ class Membership:
             for other in pinned.chain
         )
 
+    def find(self, model: str, revision: str, include: Sequence[str], exclude: Sequence[str]) -> Pinned | None:
+        """The artifact of the run that this is, if this host has a place in its chain."""
+        wanted = (model, revision, tuple(include), tuple(exclude))
+        for pinned in self.artifacts:
+            known = (pinned.model, pinned.revision, pinned.include, pinned.exclude)
+            if known == wanted and self.name in pinned.chain:
+                return pinned
+        return None
+
     def as_dict(self) -> dict[str, Any]:
         """As it is handed to the host. It holds the secret."""
         return {
