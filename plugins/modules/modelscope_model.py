@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - gpufleet.vllm._attributes
   - gpufleet.vllm._hub
   - gpufleet.vllm._hub.connection
+  - gpufleet.vllm._transfer
 attributes:
   check_mode:
     support: full
