@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import tempfile
 import time
 import typing as t
 
@@ -20,6 +22,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_wait impo
     progress_line,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import lost_connection, unreachable_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_fleet import memberships
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import MODES, Membership
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_wire import new_secret
 
 display = Display()
 
@@ -38,7 +43,9 @@ TAKEN = (
 )
 BACKGROUND_STATES = ("present", "verified")
 # Of an earlier task's result: what that task has said already, or is about itself.
-SAID = ("warnings", "deprecations", "invocation", "job")
+SAID = ("warnings", "deprecations", "invocation", "job", "look")
+# For the action alone, never for the module on the host.
+OURS = ("peers", "seed")
 
 Answer = dict[str, t.Any]
 
@@ -59,9 +66,19 @@ class ActionModule(ActionBase):
         args.pop("phase", None)
         background = boolean(args.get("background") or False, strict=False)
         started = args.pop("started", None) or None
-        waits = not self._task.check_mode and str(args.get("state") or "present") in BACKGROUND_STATES
+        state = str(args.get("state") or "present")
+        waits = not self._task.check_mode and state in BACKGROUND_STATES
+        # A verification hashes what each host has; what it has to repair comes from the hub.
+        together = waits and state == "present" and args.get("distribution") in MODES
+        own = {key: args.pop(key, None) for key in OURS}
         try:
-            if started is not None and not started.get("job"):
+            if args.get("ends"):
+                result.update(self._call({"ends": args["ends"], "phase": "end"}, task_vars))
+            elif own["peers"]:
+                result.update(self._join(args, own, together, task_vars))
+            elif started is None and background and together:
+                result.update(self._call({**args, "phase": "look"}, task_vars))
+            elif started is not None and not started.get("job"):
                 result.update(self._handed_on(started))
             elif started is None and (background or not waits):
                 result.update(self._call({**args, "phase": "start" if waits else "run"}, task_vars))
@@ -71,6 +88,38 @@ class ActionModule(ActionBase):
             # Failed, not unreachable: only so is a host rescued, and its part of the summary written.
             result.update(changed=False, failed=True, msg=unreachable_text(str(exc)), connection_lost=str(exc))
         return result
+
+    # --- together with the other hosts of the play ---
+
+    def _join(self, args: Answer, own: Answer, together: bool, task_vars: dict[str, t.Any]) -> Answer:
+        """This host's part in what all hosts of the play saw when they looked."""
+        host, variable = str(task_vars["inventory_hostname"]), str(own["peers"])
+        said = {name: _said(task_vars, name, variable) for name in task_vars.get("ansible_play_batch") or [host]}
+        mine: Answer = dict(said.get(host) or {})
+        if mine.get("failed") or lost_connection(mine):
+            return self._handed_on(mine)
+        if not together or not mine.get("look"):
+            return {key: value for key, value in mine.items() if key not in SAID or key == "job"}
+        looks = {name: one["look"] for name, one in said.items() if one.get("look") and not one.get("failed")}
+        told = memberships(looks, str(args["distribution"]), own["seed"], int(args.get("peer_port") or 0), _secret())
+        part = told.get(host)
+        if part is None and not mine["look"]["open"]:
+            return self._handed_on(mine)
+        if part is not None:
+            self._say_who_begins(part)
+            document = part.as_dict()
+            args = {**args, "secret": document.pop("secret"), "membership": document}
+        answer = self._call({**args, "phase": "start"}, task_vars)
+        answer.pop("invocation", None)  # the whole listing
+        return answer
+
+    @staticmethod
+    def _say_who_begins(part: Membership) -> None:
+        for pinned in part.artifacts:
+            others = [name for name in pinned.chain[pinned.complete :] if name != part.name]
+            giver = pinned.chain[max(0, pinned.complete - 1)]
+            if part.name == giver and others:
+                display.display(f"[{giver}] gives {pinned.model} to {len(others)} other hosts ({part.mode})")
 
     def _handed_on(self, started: Answer) -> Answer:
         """What an earlier task came to without a job; said once more, so that one variable holds the end of it."""
@@ -105,7 +154,9 @@ class ActionModule(ActionBase):
             started = None
         if answer.get("gone"):
             answer.update(failed=True, msg=TAKEN)
-        for key in ("done", "gone", "lingers"):
+        if answer.pop("lingers", None) and started is not None:
+            answer["lingering"] = {"id": started["job"].get("id")}
+        for key in ("done", "gone"):
             answer.pop(key, None)
         if warnings:
             answer["warnings"] = [*warnings, *(answer.get("warnings") or [])]
@@ -154,3 +205,26 @@ class ActionModule(ActionBase):
         except OSError:
             return
         display.display(IN_BACKGROUND)
+
+
+def _said(task_vars: dict[str, t.Any], name: str, variable: str) -> Answer:
+    """What an earlier task registered on a host of the play."""
+    hostvars = task_vars.get("hostvars") or {}
+    said = hostvars[name].get(variable) if name in hostvars else None
+    return said if isinstance(said, dict) else {}
+
+
+def _secret() -> str:
+    """The secret of this run of Ansible: made by the first worker that needs it, in the run's own private directory."""
+    shared: str = C.DEFAULT_LOCAL_TMP  # type: ignore[attr-defined]
+    path = os.path.join(shared, "vllm_artifacts_secret")
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii") as stream:
+        return stream.read()
+    handle, mine = tempfile.mkstemp(dir=shared)  # readable for this user alone
+    with os.fdopen(handle, "w", encoding="ascii") as stream:
+        stream.write(new_secret())
+    with contextlib.suppress(FileExistsError):
+        os.link(mine, path)
+    os.unlink(mine)
+    with open(path, encoding="ascii") as stream:
+        return stream.read()

@@ -33,9 +33,16 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._hub_options import 
     selection_argument_spec,
 )
 
+if t.TYPE_CHECKING:
+    from types import ModuleType
+
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import Membership
+
 STATES = ("present", "verified", "absent", "stopped")
 PACE = (*transfer_argument_spec(), "timeout", "lock_timeout")
 """Options that say how something is fetched. A job of the same request that runs at another pace is begun anew."""
+
+DIRECT = "direct"
 
 _LOOKS = 8
 _SAME_SECONDS = 3600.0
@@ -60,7 +67,15 @@ def argument_spec() -> dict[str, t.Any]:
         "background": {"type": "bool", "default": False},
         "started": {"type": "dict"},
         "slice": {"type": "float", "default": 20.0},
-        "phase": {"type": "str", "choices": ["run", "start", "wait"], "default": "run"},
+        "distribution": {"type": "str", "choices": [DIRECT, "seed", "swarm"], "default": DIRECT},
+        "seed": {"type": "str"},
+        "address": {"type": "str"},
+        "peer_port": {"type": "int", "default": 8791},
+        "peers": {"type": "str"},
+        "membership": {"type": "dict"},
+        "secret": {"type": "str", "no_log": True},
+        "ends": {"type": "dict"},
+        "phase": {"type": "str", "choices": ["run", "look", "start", "wait", "end"], "default": "run"},
     }
 
 
@@ -89,12 +104,16 @@ def perform(options: Options) -> dict[str, t.Any]:
 def _perform(options: Options) -> dict[str, t.Any]:
     if options.params["phase"] == "wait":
         return wait(options)
+    if options.params["phase"] == "end":
+        return end(options.params["ends"] or {})
     pieces = make_pieces(options.params, options.check_mode)
     state = options.params["state"]
     if state == "stopped":
         return stop(pieces, options.check_mode)
     if state == "absent" or options.check_mode or options.params["phase"] == "run":
         return run(pieces, options)
+    if options.params["phase"] == "look":
+        return look_around(pieces, options)
     return start(pieces, options)
 
 
@@ -105,7 +124,7 @@ def run(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
     """All of it in this call: check mode, removal, and whoever calls the module without its action plugin."""
     state = options.params["state"]
     if state == "absent" and not options.check_mode:
-        for job in _job.Jobs().on(piece.path for piece in pieces):
+        for job in _at(pieces):
             job.stop()
     for piece in pieces:
         if state == "absent":
@@ -116,11 +135,39 @@ def run(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
 
 
 def stop(pieces: list[Piece], check_mode: bool) -> dict[str, t.Any]:
-    """End the jobs that work on the artifacts; what they received is kept."""
-    jobs = _job.Jobs().on(piece.path for piece in pieces)
+    """End the jobs that work on the artifacts, or give them to others; what they received is kept."""
+    jobs = _at(pieces)
     for job in jobs if not check_mode else []:
         job.stop()
     return {"changed": bool(jobs), "results": [], "stopped": [described(job) for job in jobs]}
+
+
+def _at(pieces: list[Piece]) -> list[_job.Job]:
+    paths, jobs = [piece.path for piece in pieces], _job.Jobs()
+    giving = [job for job in jobs.all() if job.process is not None and set(paths) & set(job.record.get("gives") or [])]
+    return [*(job for job in jobs.on(paths) if job.id not in {one.id for one in giving}), *giving]
+
+
+def end(lingering: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """End a job that has done its work and goes on for others, as nobody needs it any more."""
+    _job.Jobs().get(str(lingering.get("id") or "")).stop()
+    return {"changed": False}
+
+
+# --- together with the other hosts -----------------------------------------------------------------------------------
+
+
+def look_around(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
+    """Settle what a look settles, and say what the fleet has to know to see to the rest."""
+    params = options.params
+    _together().check(params)
+    said = [one for one in _each(pieces, _together().look) if one is not None]
+    around = {"address": params["address"], "artifacts": said, "open": any(piece.entry is None for piece in pieces)}
+    if around["open"]:
+        return {"changed": False, "results": [], "look": around}
+    jobs = _job.Jobs()
+    seen = _seen(jobs, jobs.get(identity(pieces, params)), pieces)
+    return {**(seen or summed(pieces, options.diff)), "look": around}
 
 
 # --- in the background -----------------------------------------------------------------------------------------------
@@ -129,15 +176,21 @@ def stop(pieces: list[Piece], check_mode: bool) -> dict[str, t.Any]:
 def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
     """Look; where there is something to do, see to it that a job does it, and say which."""
     params, verify = options.params, options.params["state"] == "verified"
+    membership = _membership(params)
     if not verify:
-        look(pieces)
+        look(pieces, membership)
     jobs, job_id = _job.Jobs(), identity(pieces, params)
-    if all(piece.entry is not None for piece in pieces):
+    serves = membership is not None and membership.serves
+    if all(piece.entry is not None for piece in pieces) and not serves:
         return _seen(jobs, jobs.get(job_id), pieces) or summed(pieces, options.diff)
     warnings: list[str] = []
     with jobs.locked():
         job = jobs.get(job_id)
         pace = {key: params[key] for key in PACE}
+        if membership is not None:
+            # Hosts of two runs do not know each other; what a job of an earlier one received is kept.
+            pace["run"] = _together().run_mark(membership)
+            _make_room(jobs, membership.port)
         if job.works and job.record.get("pace") == pace:
             return {"changed": False, "job": {**described(job), "attached": True}}
         if verify and _fresh(job):
@@ -149,29 +202,57 @@ def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
             "models": [piece.model for piece in pieces if piece.entry is None],
             "paths": [piece.path for piece in pieces if piece.entry is None],
             "pace": pace,
+            "gives": [piece.path for piece in pieces] if serves else [],
+            "port": membership.port if membership is not None and serves else None,
         }
-        job = jobs.launch(job_id, record, _work(pieces, options))
+        job = jobs.launch(job_id, record, _work(pieces, options, membership))
     return {"changed": False, "job": {**described(job), "attached": False}, "warnings": warnings}
 
 
-def _work(pieces: list[Piece], options: Options) -> t.Callable[[_job.Run], None]:
+def _together() -> ModuleType:
+    # Only here: Ansible compiles what a call imports each time.
+    from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifacts_swarm
+
+    return _artifacts_swarm
+
+
+def _membership(params: t.Mapping[str, t.Any]) -> Membership | None:
+    return _together().membership_of(params) if params["membership"] else None
+
+
+def _make_room(jobs: _job.Jobs, port: int) -> None:
+    """End what an earlier run left giving at the port: its controller was cut off before it could."""
+    for job in jobs.all():
+        if job.record.get("port") == port and job.result() is not None and job.process is not None:
+            job.stop()
+
+
+def _work(pieces: list[Piece], options: Options, membership: Membership | None = None) -> t.Callable[[_job.Run], None]:
     # Not before there is something to fetch: Ansible compiles what a call imports each time.
     from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifacts_fetch
 
     verify, diff = options.params["state"] == "verified", options.diff
-    return lambda inside: _artifacts_fetch.Fetch(pieces, verify, diff, inside).run()
+    companion = None
+    if membership is not None:
+        companion = _together().SwarmCompanion(membership, pieces, pieces[0].request.bandwidth)
+    return lambda inside: _artifacts_fetch.Fetch(pieces, verify, diff, inside, companion).run()
 
 
-def look(pieces: list[Piece]) -> None:
+def look(pieces: list[Piece], membership: Membership | None = None) -> None:
     """Settle what a look settles: what is there as recorded, and what cannot be had."""
+    if membership is None:
+        _each(pieces, Piece.look)
+    else:
+        _each(pieces, lambda piece: _together().settle(piece, membership))
+
+
+def _each(pieces: list[Piece], work: t.Callable[[Piece], t.Any]) -> list[t.Any]:
     if len(pieces) == 1:
-        pieces[0].look()
-        return
+        return [work(pieces[0])]
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max(1, min(_LOOKS, len(pieces)))) as pool:
-        for _done in pool.map(Piece.look, pieces):
-            pass
+        return list(pool.map(work, pieces))
 
 
 def identity(pieces: t.Iterable[Piece], params: t.Mapping[str, t.Any]) -> str:

@@ -43,7 +43,8 @@ _NO_WAY = ("hub.unreachable", "hub.unavailable")
 
 def membership_of(params: t.Mapping[str, t.Any]) -> Membership | None:
     """The host's part, as the controller told it; None where there is none (yet). Raises FleetError."""
-    return read_membership(params["membership"]) if params["membership"] else None
+    told = params["membership"]
+    return read_membership({**told, "secret": params["secret"] or ""}) if told else None
 
 
 def check(params: t.Mapping[str, t.Any]) -> None:

@@ -23,6 +23,9 @@ description:
   - An artifact that fails does not keep the others from being fetched. The module fails in the end and names each.
   - With O(background) a task only starts the jobs, so that all hosts of a play fetch at once whatever the number of
     C(forks) is. A second task with O(started) waits.
+  - With O(distribution) hosts get the bytes from each other. The first task only looks then; a task with O(peers) starts
+    what follows from the looks of all hosts; one with O(ends) ends the giving. The role P(gpufleet.vllm.vllm_artifacts#role)
+    has these tasks.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
   - gpufleet.vllm._hub.connection
@@ -109,11 +112,55 @@ options:
       - The longest single module call while waiting, in seconds. The first ones are shorter.
     type: float
     default: 20.0
+  distribution:
+    description:
+      - V(direct) fetches from the hub.
+      - With V(swarm) one host asks the hub, and every other one gets each piece from the host before it as soon as that
+        has it. With V(seed) all others get the pieces from that one host. Hosts that have an artifact already give it, and
+        the hub is not asked then.
+      - Whoever loses the host that it gets from goes to the one before, and in the end to the hub, with a warning. Every
+        host verifies every file as ever.
+      - Only for O(state=present), outside of check mode, and with O(background) and O(peers) as the role has it. Hosts
+        that are not in the same batch of the play do not know of each other.
+    type: str
+    choices: [direct, seed, swarm]
+    default: direct
+  seed:
+    description:
+      - The inventory name of the host that asks the hub. The default is the first one of the play that lacks something.
+    type: str
+  address:
+    description:
+      - The address at which the other hosts reach this one. It listens there and nowhere else while there is something
+        to give.
+    type: str
+  peer_port:
+    description:
+      - The TCP port that it listens at.
+    type: int
+    default: 8791
+  peers:
+    description:
+      - The name of the variable in which every host of the play has the registered result of its look, a task with
+        O(background) and O(distribution). This task starts what follows from them.
+    type: str
+  membership:
+    description:
+      - The host's part in what all hosts do together. The action plugin sets it, leave it alone in playbooks.
+    type: dict
+  secret:
+    description:
+      - What the hosts of one run know each other by, made anew for each. The action plugin sets it.
+    type: str
+  ends:
+    description:
+      - C(lingering) of an earlier result. This task ends that job, which was done and went on giving to others.
+    type: dict
   phase:
     description:
       - What one call of the module does. The action plugin sets it, leave it alone in playbooks.
     type: str
-    choices: [run, start, wait]
+    choices: [run, look, start, wait, end]
     default: run
 notes:
   - >-
@@ -124,6 +171,8 @@ notes:
     which goes on with what was received.
   - A run with another bandwidth, or other options of the transfer, ends the job of the same artifacts and goes on with
     the new ones.
+  - A host gives only to the addresses of the run's hosts, and only to who proves to know the run's secret, which never
+    travels between them. It stops when the play says so, or when nobody asked for half an hour.
   - Where logind has C(KillUserProcesses=yes), jobs of users without lingering end with the connection.
   - As many hosts are waited for at a time as Ansible has C(forks). They all fetch, whether they are waited for or not.
 seealso:
@@ -168,6 +217,37 @@ EXAMPLES = r"""
     artifacts: "{{ vllm_plan.artifacts }}"
     state: stopped
     phase: run # the action plugin decides, whatever stands here
+
+- name: Look at what every host has
+  gpufleet.vllm.vllm_artifacts: &together
+    artifacts: "{{ vllm_plan.artifacts }}"
+    distribution: swarm
+    seed: gpu-01 # has the fastest way to the hub
+    address: "{{ ansible_host }}"
+    peer_port: 8791
+    background: true
+  register: models
+  changed_when: false
+
+- name: Start to fetch from each other
+  gpufleet.vllm.vllm_artifacts:
+    <<: *together
+    peers: models
+    membership: {} # these two are the action plugin's
+    secret: ""
+  register: models_started
+  changed_when: false
+
+- name: Wait
+  gpufleet.vllm.vllm_artifacts:
+    artifacts: "{{ vllm_plan.artifacts }}"
+    started: "{{ models_started }}"
+  register: models
+
+- name: End giving to the others
+  gpufleet.vllm.vllm_artifacts:
+    ends: "{{ models.lingering }}"
+  when: models.lingering is defined
 """
 
 RETURN = r"""
@@ -249,6 +329,48 @@ job:
     models: [Qwen/Qwen2.5-VL-7B-Instruct]
     directory: /var/lib/gpufleet-vllm/jobs/0f3c9a5d7e1b2846
     attached: false
+look:
+  description: What the other hosts have to know, for the task with O(peers).
+  returned: with O(background) and O(distribution)
+  type: dict
+lingering:
+  description: The job that has done its work and goes on giving to other hosts, for a task with O(ends). It has C(id).
+  returned: when there is one
+  type: dict
+  sample: {id: 0f3c9a5d7e1b2846}
+distribution:
+  description: What was got from where, for a host that had a part in it.
+  returned: with O(distribution), when there was something to fetch
+  type: dict
+  contains:
+    mode:
+      description: V(swarm) or V(seed).
+      type: str
+      sample: swarm
+    serving:
+      description: Whether the host gave to others, or could have.
+      type: bool
+      sample: true
+    from_hub:
+      description: Bytes from the hub.
+      type: int
+      sample: 0
+    from_peers:
+      description: Bytes by the host that gave them.
+      type: dict
+      sample: {gpu-01: 16584333312}
+    to_peers:
+      description: Bytes by the host that they were given to, as far as the host's own work took.
+      type: dict
+      sample: {gpu-03: 16584333312}
+    given_up:
+      description: Why others were asked instead of a host.
+      type: dict
+      sample: {}
+    banned:
+      description: Hosts that gave wrong bytes, and of what.
+      type: dict
+      sample: {}
 stopped:
   description: The jobs that were ended, as in RV(job).
   returned: with O(state=stopped)
