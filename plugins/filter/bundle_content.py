@@ -10,8 +10,8 @@ short_description: The models and images that the services of a fleet need
 version_added: 0.1.0
 author: gpufleet.vllm contributors (@gpufleet)
 description:
-  - Collects from the services of all hosts what a bundle for them must hold, each thing once. Nothing else of a service,
-    no key above all, is in the result.
+  - Collects from the services of all hosts what a bundle for them must hold, each thing once. Nothing else of a
+    service, no key above all, is in the result.
   - Services that want the same model with different patterns get all of it.
 positional: _input
 options:

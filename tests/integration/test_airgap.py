@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A fleet without a way out: a bundle is made outside and carried to a host of the lab that becomes mirror and registry,
-and a GPU host deploys from that while every other address is cut off, and what it tries to reach is counted.
+"""A fleet without a way out: a bundle is made outside and carried to a host of the lab that becomes mirror and
+registry, and a GPU host deploys from that while every other address is cut off, and what it tries to reach is counted.
 
 Needs root; the lab installs what it lacks and says what it can not install.
 """
