@@ -464,7 +464,7 @@ class Crew:
                 job.hasher, generation, digest, part = token, job.generation, job.digest, job.part
             try:
                 while offset < limit:
-                    data = part.read(min(CHUNK, limit - offset), offset)
+                    data = part.read(min(CHUNK // 8, limit - offset), offset)
                     if self._stop.is_set():
                         raise Interrupted
                     if not data:
