@@ -166,8 +166,7 @@ def look_around(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
     if around["open"]:
         return {"changed": False, "results": [], "look": around}
     jobs = _job.Jobs()
-    seen = _seen(jobs, jobs.get(identity(pieces, params)), pieces)
-    return {**(seen or summed(pieces, options.diff)), "look": around}
+    return {**_nothing_to_do(jobs, jobs.get(identity(pieces, params)), pieces, options), "look": around}
 
 
 # --- in the background -----------------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
     jobs, job_id = _job.Jobs(), identity(pieces, params)
     serves = membership is not None and membership.serves
     if all(piece.entry is not None for piece in pieces) and not serves:
-        return _seen(jobs, jobs.get(job_id), pieces) or summed(pieces, options.diff)
+        return _nothing_to_do(jobs, jobs.get(job_id), pieces, options)
     warnings: list[str] = []
     with jobs.locked():
         job = jobs.get(job_id)
@@ -279,6 +278,14 @@ def _fresh(job: _job.Job) -> bool:
 
 def _failed(result: t.Mapping[str, t.Any] | None) -> bool:
     return any(entry.get("failed") for entry in (result or {}).get("results") or [])
+
+
+def _nothing_to_do(jobs: _job.Jobs, job: _job.Job, pieces: list[Piece], options: Options) -> dict[str, t.Any]:
+    """The result where all is settled; a job of an interrupted run that goes on for others can be ended by this one."""
+    lingers = job.there() and job.process is not None and job.result() is not None
+    result = _seen(jobs, job, pieces) or summed(pieces, options.diff)
+    result.pop("lingers", None)
+    return {**result, "lingering": {"id": job.id}} if lingers else result
 
 
 def _seen(jobs: _job.Jobs, job: _job.Job, pieces: list[Piece]) -> dict[str, t.Any] | None:

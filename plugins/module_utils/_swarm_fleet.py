@@ -47,12 +47,7 @@ def memberships(
         for artifact in look["artifacts"]:
             wanted.setdefault(_key(artifact), artifact)
     agreed = {key: _agree(artifact, looks, seed) for key, artifact in wanted.items()}
-    states = [
-        HostState(
-            name, {_key(item): _missing(item, found) for item in look["artifacts"] if (found := agreed[_key(item)])}
-        )
-        for name, look in looks.items()
-    ]
+    states = [_state(name, look, agreed) for name, look in looks.items()]
     found_chains = [chain for chain in chains(states, seed) if len(chain.hosts) > 1]
     if not found_chains:
         return {}
@@ -62,6 +57,17 @@ def memberships(
         for name in looks
         if any(name in chain.hosts for chain in found_chains)
     }
+
+
+def _state(name: str, look: Look, agreed: t.Mapping[str, _Listing | None]) -> HostState:
+    missing, blind = {}, set()
+    for item in look["artifacts"]:
+        listing = agreed[_key(item)]
+        if listing is not None:
+            missing[_key(item)] = _missing(item, listing)
+            if not item.get("rows"):
+                blind.add(_key(item))
+    return HostState(name, missing, frozenset(blind))
 
 
 def _membership(

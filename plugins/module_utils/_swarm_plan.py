@@ -73,10 +73,12 @@ def hub_connections(total: int, piece: int, most: int) -> int | None:
 
 @dataclass(frozen=True)
 class HostState:
-    """What one host lacks of each artifact that it shall have: bytes by the artifact's key, 0 for none."""
+    """What one host lacks of each artifact that it shall have: bytes by the artifact's key, 0 for none. ``blind`` are
+    those of which it could not ask the hub."""
 
     name: str
     missing: Mapping[str, int]
+    blind: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def chains(states: Sequence[HostState], seed: str | None = None) -> tuple[Chain,
     most hosts lack comes first, so that those who lack little do not wait for those who lack much.
 
     Of the hosts that have an artifact, one gives it and ``SPARES`` more stand by. The others follow: ``seed`` first,
-    then who lacks least, so that what earlier runs left is not asked of the hub again; then as in ``states``.
+    then who has a way to the hub, then who lacks least, so that what earlier runs left is not asked of the hub again;
+    then as in ``states``.
     """
     keys = sorted({key for state in states for key in state.missing})
     found = [chain for chain in (_chain(key, states, seed) for key in keys) if chain.bytes_matter]
@@ -114,8 +117,9 @@ def _chain(key: str, states: Sequence[HostState], seed: str | None) -> Chain:
     # The nearest to those in need gives, so the preferred one comes last.
     complete.sort(key=lambda name: name == seed)
     complete = complete[-1 - SPARES :]
+    blind = {state.name for state in states if key in state.blind}
     needy = [item for item in ranked if item[0] > 0]
-    needy.sort(key=lambda item: (item[1] != seed, item[0]))
+    needy.sort(key=lambda item: (item[1] != seed, item[1] in blind, item[0]))
     return Chain(key, (*complete, *(name for _missing, name in needy)), len(complete))
 
 

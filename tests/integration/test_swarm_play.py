@@ -224,13 +224,15 @@ def test_secret_is_nowhere_to_be_seen(fleet: Fleet, tmp_path: Path, monkeypatch:
     seen = "5ec2e7" * 10 + "abcd"
     plant = tmp_path / "sitecustomize.py"
     plant.write_text(
-        "import ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_wire as wire\n"
-        f"wire.new_secret = lambda: '{seen}'\n"
+        "import secrets\n"
+        "original = secrets.token_hex\n"
+        f"secrets.token_hex = lambda count=None: '{seen}' if count == 32 else original(count)\n"
     )
     hosts = fleet.net.hosts[:2]
     environment = {
         **fleet.environment(),
-        "PYTHONPATH": f"{tmp_path}:{REPOSITORY}/.venv/collections",
+        "PYTHONPATH": str(tmp_path),
+        "ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"),
         "ANSIBLE_LOG_PATH": str(tmp_path / "ansible.log"),
     }
     argv = fleet.command("-vvvv", "--diff", hosts=hosts)
@@ -239,7 +241,7 @@ def test_secret_is_nowhere_to_be_seen(fleet: Fleet, tmp_path: Path, monkeypatch:
         running = subprocess.Popen(
             argv, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
         )
-    lines, files = set[str](), set[str]()
+    lines, files, kept = set[str](), set[str](), set[tuple[str, int]]()
     while running.poll() is None:
         for process in Path("/proc").glob("[0-9]*/cmdline"):
             try:
@@ -251,11 +253,15 @@ def test_secret_is_nowhere_to_be_seen(fleet: Fleet, tmp_path: Path, monkeypatch:
                 files.add(path.read_text("utf-8", "replace"))
             except OSError:
                 continue
+        for path in (tmp_path / "local").glob("*/vllm_artifacts_secret"):
+            kept.add((path.read_text(), path.stat().st_mode & 0o777))
         time.sleep(0.02)
     output = told.read_text()
     assert running.returncode == 0, output
     assert [fleet.has_it(name) for name in hosts] == [True] * 2
+    assert kept == {(seen, 0o600)}, "this is the secret, and only for the user who runs Ansible"
     assert files, "the jobs' files were looked at"
+    assert not list((tmp_path / "local").iterdir())
     for text in [output, (tmp_path / "ansible.log").read_text(), *lines, *files]:
         assert seen not in text
 
