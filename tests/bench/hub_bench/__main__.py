@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
                 done = bench.run(wanted)
             finally:
                 bench.close()
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         print(f"hub_bench: {error}", file=sys.stderr)
         return 1
     if arguments.json:
