@@ -487,6 +487,26 @@ def test_row_i_another_home_and_another_host_corrupt_nothing(
     assert nothing_but_the_model(path)
 
 
+def test_row_i_a_host_that_died_holds_no_lock_for_ever(
+    host: Host, repo: Hub, source: Path, path: Path, tmp_path: Path
+) -> None:
+    """Official: the lock is in the cache of the host that died. Ours: its age tells, where nothing else can."""
+    other = another_host(tmp_path, repo)
+    other.preamble = "import fcntl; fcntl.flock = lambda *_: None"
+    slow = repo.faults.add(Fault(match="lfs/*", rate=4_000_000))
+    first = host.start(path=str(path))
+    wait_for(lambda: moved(repo) > 0, "progress")
+    first.kill()
+    first.communicate()
+    repo.faults.remove(slow)
+    other.fail("artifact.locked", path=str(path), lock_timeout=0)
+    lock = path.parent / ".tiny.gpufleet/lock"
+    os.utime(lock, (lock.stat().st_mtime - 120, lock.stat().st_mtime - 120))
+    other.run(path=str(path), lock_timeout=0)
+    assert tree(path) == tree(source)
+    assert nothing_but_the_model(path)
+
+
 def test_row_i_processes_that_start_together_fetch_once(
     host: Host, repo: Hub, source: Path, path: Path, tmp_path: Path
 ) -> None:
