@@ -119,7 +119,8 @@ class ActionModule(ActionBase):
             others = [name for name in pinned.chain[pinned.complete :] if name != part.name]
             giver = pinned.chain[max(0, pinned.complete - 1)]
             if part.name == giver and others:
-                display.display(f"[{giver}] gives {pinned.model} to {len(others)} other hosts ({part.mode})")
+                count = "1 other host" if len(others) == 1 else f"{len(others)} other hosts"
+                display.display(f"[{giver}] gives {pinned.model} to {count} ({part.mode})")
 
     def _handed_on(self, started: Answer) -> Answer:
         """What an earlier task came to without a job; said once more, so that one variable holds the end of it."""

@@ -235,3 +235,114 @@ def test_a_host_that_is_off_is_not_waited_for(host: Host) -> None:
 
 def test_a_failure_that_was_let_pass_is_no_success(host: Host) -> None:
     assert run(host, started={"failed": True, "msg": "no", "results": []})["failed"]
+
+
+# ---- together with the other hosts
+
+
+def look_of(complete: bool = False, is_open: bool = True, address: str = "10.0.0.1") -> Answer:
+    rows = [{"Path": "model.safetensors", "Type": "blob", "Size": 9, "Sha256": "ab" * 32}]
+    files = [{"path": "model.safetensors", "size": 9, "sha256": "ab" * 32}]
+    there = {"missing": 0, "files": files} if complete else {"missing": 9, "rows": rows}
+    wanted = {"model": "acme/tiny", "revision": "master", "include": [], "exclude": []}
+    artifact = {**wanted, "complete": complete, "commit": "c" * 40, **there}
+    return {"address": address, "artifacts": [artifact], "open": is_open}
+
+
+LACKS: Answer = {"changed": False, "results": [], "look": look_of()}
+HAS: Answer = {**SETTLED, "look": look_of(complete=True, is_open=False, address="10.0.0.2")}
+
+
+def join(host: Host, said: dict[str, Answer], **args: t.Any) -> dict[str, t.Any]:
+    """The second task of the role, on the first host of the play."""
+    task = Task()
+    options = {
+        "artifacts": ARTIFACTS,
+        "distribution": "swarm",
+        "peer_port": 8791,
+        "peers": "models",
+        "background": True,
+    }
+    task.args = {**options, **args}
+    task.check_mode = bool(args.pop("check_mode", False))
+    connection = type("Connection", (), {"_shell": type("Shell", (), {"tmpdir": None})()})()
+    action = vllm_artifacts.ActionModule(task, connection, None, None, None, None)  # type: ignore[arg-type]
+    action._execute_module = host.execute  # type: ignore[method-assign]
+    names = list(said)
+    hostvars = {name: {"models": answer} for name, answer in said.items()}
+    return action.run(
+        task_vars={"inventory_hostname": names[0], "ansible_play_batch": names, "hostvars": hostvars},
+    )
+
+
+def test_a_task_that_goes_together_only_looks(host: Host) -> None:
+    host.starts = [LACKS]
+    result = run(host, background=True, distribution="swarm", seed="gpu-09", address="10.0.0.1")
+    assert host.phases == ["look"]
+    assert "seed" not in host.calls[0]
+    assert result["look"] == LACKS["look"]
+
+
+@pytest.mark.parametrize("more", [{"check_mode": True}, {"state": "verified"}, {"state": "absent"}])
+def test_other_tasks_do_not_go_together(host: Host, more: dict[str, t.Any]) -> None:
+    run(host, background=True, distribution="swarm", **more)
+    assert host.phases[0] in ("run", "start")
+    passed_on = {"changed": True, "results": [ENTRY], "job": JOB}
+    host.calls.clear()
+    result = join(host, {"gpu-01": passed_on}, **{key: value for key, value in more.items() if key != "check_mode"})
+    assert host.calls == []
+    assert (result["results"], result["job"]) == ([ENTRY], JOB)
+
+
+def test_who_lacks_it_is_told_from_whom_it_comes(host: Host, shown: list[str], tmp_path: Path) -> None:
+    result = join(host, {"gpu-01": LACKS, "gpu-02": HAS})
+    assert host.phases == ["start"]
+    told = host.calls[0]
+    assert told["membership"]["artifacts"][0]["chain"] == ["gpu-02", "gpu-01"]
+    assert told["membership"]["addresses"] == {"gpu-01": "10.0.0.1", "gpu-02": "10.0.0.2"}
+    assert "secret" not in told["membership"]
+    assert len(told["secret"]) == 64
+    assert "peers" not in told
+    assert result["job"] == JOB
+    assert shown == []
+    again = Host(host.clock)
+    join(again, {"gpu-02": HAS, "gpu-01": LACKS})
+    assert again.calls[0]["secret"] == told["secret"], "one run, one secret"
+    assert shown == ["[gpu-02] gives acme/tiny to 1 other host (swarm)"]
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()] == [0o600]
+
+
+def test_who_has_no_part_makes_no_call(host: Host) -> None:
+    result = join(host, {"gpu-01": HAS, "gpu-02": HAS})
+    assert host.calls == []
+    assert (result["changed"], result["results"]) == (False, SETTLED["results"])
+    assert "look" not in result
+
+
+def test_one_alone_asks_the_hub(host: Host) -> None:
+    join(host, {"gpu-01": LACKS})
+    assert host.phases == ["start"]
+    assert "membership" not in host.calls[0]
+
+
+def test_hosts_that_were_lost_or_failed_are_not_counted_on(host: Host) -> None:
+    lost: Answer = {"unreachable": True, "msg": "no route to host"}
+    failed: Answer = {**HAS, "failed": True}
+    join(host, {"gpu-01": LACKS, "gpu-02": lost, "gpu-03": failed, "gpu-04": {}})
+    assert "membership" not in host.calls[0]
+    host.calls.clear()
+    result = join(host, {"gpu-01": lost, "gpu-02": LACKS})
+    assert result["failed"]
+    assert host.calls == []
+
+
+def test_job_that_goes_on_for_others_can_be_ended(host: Host) -> None:
+    host.waits = [{**DONE, "lingers": True}]
+    result = run(host, started=STARTED)
+    assert result["lingering"] == {"id": JOB["id"]}
+    assert "lingers" not in result
+    host.calls.clear()
+    host.starts = [{"changed": False}]
+    ended = run(host, ends=result["lingering"])
+    assert host.calls == [{"ends": {"id": JOB["id"]}, "phase": "end"}]
+    assert not ended["changed"]

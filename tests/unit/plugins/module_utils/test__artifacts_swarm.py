@@ -1,0 +1,303 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A host's look at its artifacts before it goes along with the others, and what its job takes along."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifacts, _artifacts_swarm, _job, _staging
+from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_fetch import Fetch
+from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_piece import Piece, make_pieces
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import Resolution
+from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Entry
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm import Swarm
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_fleet import memberships
+from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import TransientError
+
+FILES = {"config.json": b"{}", "model.safetensors": b"w" * 300_000}
+COMMIT = "d" * 40
+SECRET = "7e" * 32
+PARAMS: dict[str, t.Any] = {
+    "state": "present", "endpoint": "https://hub.example.com", "token": None, "timeout": 5.0, "connections": 4,
+    "bandwidth": "", "retries": 1, "allow_pickle": False, "engine": "native", "client": "modelscope",
+    "lock_timeout": 1.0, "distribution": "swarm", "seed": None, "address": "10.0.0.1", "peer_port": 8791, "peers": None,
+    "membership": None, "secret": None, "ends": None, "phase": "look", "started": None, "slice": 1.0,
+}  # fmt: skip
+
+
+class Stream:
+    whole = False
+    described = "from memory"
+
+    def __init__(self, data: bytes, start: int, end: int) -> None:
+        self.offset: int | None = start
+        self.total: int | None = len(data)
+        self._data, self._pos = data[:end], start
+
+    def read(self, limit: int) -> bytes:
+        found = self._data[self._pos : self._pos + limit]
+        self._pos += len(found)
+        return found
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Hub:
+    piece: int | None = None
+    connections: int | None = None
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.patient: list[bool] = []
+        self.error: FleetError | None = None
+
+    def resolve(self, model: str, revision: str, patient: bool = True) -> Resolution:
+        self.asked.append("resolve")
+        self.patient.append(patient)
+        if self.error is not None:
+            raise self.error
+        return Resolution(revision, COMMIT, ("it moves often",))
+
+    def list_rows(self, model: str, resolution: Resolution) -> list[dict[str, t.Any]]:
+        self.asked.append("list")
+        if self.error is not None:
+            raise self.error
+        return [
+            {"Path": name, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest(), "Noise": "x"}
+            for name, data in FILES.items()
+        ]
+
+    def source(self, model: str, resolution: Resolution) -> Hub:
+        return self
+
+    def open(self, entry: Entry, start: int, end: int) -> Stream:
+        self.asked.append("open")
+        return Stream(FILES[entry.path], start, end)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub()
+    monkeypatch.setattr(Piece, "hub", lambda _piece: made)
+    return made
+
+
+def piece_at(path: Path, **item: t.Any) -> Piece:
+    whole = {"model": "acme/tiny", "revision": "master", "path": str(path), "include": [], "exclude": [], **item}
+    return make_pieces({**PARAMS, "artifacts": [whole]}, False)[0]
+
+
+def look(piece: Piece) -> dict[str, t.Any]:
+    said = _artifacts_swarm.look(piece)
+    assert said is not None
+    return said
+
+
+def unreachable() -> TransientError:
+    return TransientError("hub.unreachable", "the hub cannot be reached: no route to host")
+
+
+def test_look_says_what_is_lacking(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    said = look(piece)
+    assert piece.entry is None
+    assert (said["complete"], said["commit"], said["missing"]) == (False, COMMIT, 300_002)
+    assert said["warnings"] == ["it moves often"]
+    assert [row["Path"] for row in said["rows"]] == list(FILES)
+    assert "Noise" not in said["rows"][0], "what nobody reads is not sent"
+    assert hub.patient == [False], "others may know"
+    assert not (tmp_path / "model").exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_look_counts_what_an_earlier_run_left(hub: Hub, tmp_path: Path) -> None:
+    data = FILES["model.safetensors"]
+    staging = _staging.acquire(_staging.locate(str(tmp_path / "model")), 1.0)
+    part = staging.part(Entry("model.safetensors", len(data), hashlib.sha256(data).hexdigest()))
+    part.write(data[:1000], 0)
+    part.note(0, 1000)
+    part.close()
+    staging.release()
+    assert look(piece_at(tmp_path / "model"))["missing"] == 300_002 - 1000
+    hub.error = unreachable()
+    assert look(piece_at(tmp_path / "model"))["parts"] == 1000
+
+
+def test_look_says_what_is_complete(hub: Hub, tmp_path: Path) -> None:
+    piece_at(tmp_path / "model").present(False)
+    hub.asked.clear()
+    piece = piece_at(tmp_path / "model")
+    said = look(piece)
+    assert piece.entry is not None
+    assert (said["complete"], said["commit"], said["missing"]) == (True, COMMIT, 0)
+    assert {file["path"] for file in said["files"]} == set(FILES)
+    assert hub.asked == ["resolve"]
+
+
+def test_damaged_artifact_is_lacking_and_its_files_are_asked_for(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    piece.present(False)
+    (tmp_path / "model" / "config.json").unlink()
+    said = look(piece)
+    assert piece.entry is None
+    assert len(said["rows"]) == 2
+
+
+def test_host_out_of_the_hubs_reach_is_not_failed_yet(hub: Hub, tmp_path: Path) -> None:
+    hub.error = unreachable()
+    piece = piece_at(tmp_path / "model")
+    said = look(piece)
+    assert piece.entry is None
+    assert not said["complete"]
+    assert "rows" not in said
+
+
+def test_what_nobody_can_help_with_fails_at_once(hub: Hub, tmp_path: Path) -> None:
+    hub.error = FleetError("hub.no_access", "It is private", "access", "Set token")
+    piece = piece_at(tmp_path / "model")
+    assert _artifacts_swarm.look(piece) is None
+    assert piece.entry is not None
+    assert piece.entry["code"] == "hub.no_access"
+
+
+def test_module_call_that_looks(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    item = {"model": "acme/tiny", "revision": "master", "path": str(tmp_path / "model"), "include": [], "exclude": []}
+    params = {**PARAMS, "artifacts": [item]}
+    result = _artifacts.perform(_artifacts.Options(params))
+    assert (result["changed"], result["results"], result["look"]["open"]) == (False, [], True)
+    assert result["look"]["address"] == "10.0.0.1"
+    assert not (tmp_path / "state").exists(), "nothing was started"
+    piece_at(tmp_path / "model").present(False)
+    result = _artifacts.perform(_artifacts.Options(params))
+    assert [entry["failed"] for entry in result["results"]] == [False]
+    assert result["look"]["open"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"engine": "modelscope"}, "engine is modelscope and distribution swarm"),
+        ({"address": ""}, "address is not set"),
+        ({"peer_port": 0}, "peer_port is 0"),
+        ({"peer_port": 70000}, "peer_port is 70000"),
+    ],
+)
+def test_options_that_do_not_go_together(change: dict[str, t.Any], text: str) -> None:
+    with pytest.raises(FleetError, match=text) as caught:
+        _artifacts_swarm.check({**PARAMS, **change})
+    assert caught.value.code == "artifact.bad_option"
+
+
+def test_membership_comes_in_two_parts(hub: Hub, tmp_path: Path) -> None:
+    said = look(piece_at(tmp_path / "model"))
+    told = memberships(
+        {name: {"address": f"10.0.0.{name}", "artifacts": [said]} for name in "12"}, "swarm", None, 8791, SECRET
+    )
+    document = told["2"].as_dict()
+    secret = document.pop("secret")
+    assert _artifacts_swarm.membership_of({"membership": document, "secret": secret}) == told["2"]
+    assert _artifacts_swarm.membership_of({"membership": None, "secret": None}) is None
+    with pytest.raises(FleetError, match="secret"):
+        _artifacts_swarm.membership_of({"membership": document, "secret": None})
+    mark = _artifacts_swarm.run_mark(told["2"])
+    assert mark not in SECRET
+    assert SECRET not in mark
+
+
+# ---- along with a job
+
+
+class Job(_job.Run):
+    """A job that is this process."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(str(directory))
+        self.lines: list[str] = []
+        self.lingered: list[bool] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def linger(self, seconds: float, over: t.Callable[[], bool] = lambda: False) -> None:
+        self.lingered.append(over())
+
+
+def test_job_takes_the_swarm_along(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with socket.create_server(("127.0.0.31", 0)) as free:
+        port = free.getsockname()[1]
+    pieces = {name: piece_at(tmp_path / name / "model") for name in ("a", "b")}
+    looks = {
+        name: {"address": f"127.0.0.{31 + place}", "artifacts": [look(piece)]}
+        for place, (name, piece) in enumerate(pieces.items())
+    }
+    told = memberships(looks, "swarm", None, port, SECRET)
+    results, jobs = {}, {}
+    companions = {name: _artifacts_swarm.SwarmCompanion(told[name], [piece], 0) for name, piece in pieces.items()}
+    kept: list[t.Callable[[], None]] = []
+    for name, piece in pieces.items():
+        directory = tmp_path / name / "job"
+        directory.mkdir(parents=True)
+        # The first one goes on giving while the second takes.
+        if name == "a":
+            kept.append(companions[name].close)
+            monkeypatch.setattr(companions[name], "close", lambda: None)
+        jobs[name] = Job(directory)
+        if name == "b":
+            hub.error = unreachable()
+        Fetch([piece], False, False, jobs[name], companions[name]).run()
+        results[name] = piece.entry
+    for close in kept:
+        close()
+    assert [entry["failed"] for entry in results.values() if entry] == [False, False]
+    assert companions["a"].result()["distribution"]["to_peers"] == {"b": 300_002}
+    assert companions["b"].result()["distribution"]["from_peers"] == {"a": 300_002}
+    assert companions["b"].result()["warnings"] == []
+    assert (jobs["a"].lingered, jobs["b"].lingered) == ([False], []), "nobody is behind the last one"
+    assert (tmp_path / "b" / "model" / "config.json").read_bytes() == b"{}"
+
+
+def test_pieces_are_taken_in_the_order_of_all(hub: Hub, tmp_path: Path) -> None:
+    mine = [piece_at(tmp_path / name, model=f"acme/{name}") for name in ("own", "second", "first")]
+    said = [look(piece) for piece in mine]
+    others = {"address": "10.0.0.9", "artifacts": [said[1], {**said[2], "missing": 900_000}]}
+    told = memberships({"me": {"address": "10.0.0.1", "artifacts": said}, "you": others}, "swarm", None, 8791, SECRET)
+    companion = _artifacts_swarm.SwarmCompanion(told["me"], mine, 0)
+    assert [piece.model for piece in companion.order(mine)] == ["acme/first", "acme/second", "acme/own"]
+    assert companion.result() == {}
+    assert companion.after() == 0.0
+    assert companion.over()
+    assert companion.observer(mine[0]) is None
+    assert companion.hub(mine[0], mine[0].hub()) is mine[0].hub()
+    companion.ended(mine[0])
+    companion.close()
+
+
+def test_failed_artifact_is_given_up_for_those_who_wait(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    piece = piece_at(tmp_path / "a" / "model")
+    said = look(piece)
+    looks = {name: {"address": f"127.0.0.{41 + place}", "artifacts": [said]} for place, name in enumerate("ab")}
+    companion = _artifacts_swarm.SwarmCompanion(memberships(looks, "swarm", None, 18791, SECRET)["a"], [piece], 0)
+    (tmp_path / "a").write_text("in the way")
+    directory = tmp_path / "job"
+    directory.mkdir()
+    abandoned: list[str] = []
+    monkeypatch.setattr(Swarm, "abandon", lambda _swarm, request: abandoned.append(request.model))
+    Fetch([piece], False, False, Job(directory), companion).run()
+    assert piece.entry is not None
+    assert piece.entry["failed"]
+    assert abandoned == ["acme/tiny"]
