@@ -118,7 +118,8 @@ class Tree:
 
     @property
     def root(self) -> int:
-        assert self._root is not None, "the tree is open"
+        if self._root is None:
+            raise AssertionError("the tree is open")
         return self._root
 
     @property

@@ -324,7 +324,8 @@ class Prune:
 
     def _remove_artifact(self, candidate: Candidate) -> None:
         manifest = candidate.manifest
-        assert manifest is not None
+        if manifest is None:
+            raise AssertionError("an artifact has a manifest")
         fresh = _prune_find.published(candidate.path)
         if fresh != candidate.published:
             raise FleetError("artifact.locked", f"another run changed {candidate.path} meanwhile")

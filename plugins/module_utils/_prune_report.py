@@ -78,7 +78,7 @@ def as_parts(title: str, hosts: t.Mapping[str, Host], done: bool, following: t.M
     every = rows(hosts, done)
     if every:
         heads = {column: column for column in COLUMNS}
-        widths = {column: max(cells(row[column]) for row in [heads, *(row for row, _, _ in every)]) for column in heads}
+        widths = {column: max(cells(row[column]) for row in [heads, *(item[0] for item in every)]) for column in heads}
         parts.append((joined(heads, widths), None))
         indent = " " * (widths["host"] + 2)
         for row, why, colour in every:

@@ -85,7 +85,8 @@ def _membership(
     artifacts = []
     for chain in mine:
         artifact, listing = wanted[chain.key], agreed[chain.key]
-        assert listing is not None
+        if listing is None:
+            raise AssertionError("a chain is of what was agreed on")
         artifacts.append(
             Pinned(
                 model=str(artifact["model"]),

@@ -158,7 +158,9 @@ class Pinned:
         found = []
         for row in self.rows:
             size, sha256 = row.get("Size"), str(row.get("Sha256") or "").strip().lower()
-            if not is_directory(row) and type(size) is int and size >= 0 and _SHA256.fullmatch(sha256):
+            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+                continue
+            if not is_directory(row) and _SHA256.fullmatch(sha256):
                 found.append(Entry(str(row_path(row)), size, sha256))
         return tuple(found)
 

@@ -109,8 +109,8 @@ class _Job:
         self.generation += 1
         self.done, self.hashed, self.digest, self.hasher = Ranges(), 0, hashlib.sha256(), None
         self.todo = Ranges([(0, self.entry.size)])
-        assert self.part is not None
-        self.part.restart()
+        if self.part is not None:
+            self.part.restart()
 
 
 class Crew:
@@ -486,11 +486,11 @@ class Crew:
             self._wrong(job, generation, f"its content has SHA-256 {found}")
             return
         with self._cond, job.lock:
-            if generation != job.generation:
+            part = job.part
+            if generation != job.generation or part is None:
                 raise _Stale
             # From here on nobody writes to it or drops it.
-            job.complete, part = True, job.part
-        assert part is not None
+            job.complete = True
         try:
             part.complete()
         except OSError as exc:

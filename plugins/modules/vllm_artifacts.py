@@ -23,9 +23,9 @@ description:
   - An artifact that fails does not keep the others from being fetched. The module fails in the end and names each.
   - With O(background) a task only starts the jobs, so that all hosts of a play fetch at once whatever the number of
     C(forks) is. A second task with O(started) waits.
-  - With O(distribution) hosts get the bytes from each other. The first task only looks then; a task with O(peers) starts
-    what follows from the looks of all hosts; one with O(ends) ends the giving. The role P(gpufleet.vllm.vllm_artifacts#role)
-    has these tasks.
+  - With O(distribution) hosts get the bytes from each other. The first task only looks then; a task with O(peers)
+    starts what follows from the looks of all hosts; one with O(ends) ends the giving. The role
+    P(gpufleet.vllm.vllm_artifacts#role) has these tasks.
 extends_documentation_fragment:
   - gpufleet.vllm._attributes
   - gpufleet.vllm._hub.connection
@@ -115,11 +115,11 @@ options:
   distribution:
     description:
       - V(direct) fetches from the hub.
-      - With V(swarm) one host asks the hub, and every other one gets each piece from the host before it as soon as that
-        has it. With V(seed) all others get the pieces from that one host. Hosts that have an artifact already give it, and
-        the hub is not asked then.
-      - Whoever loses the host that it gets from goes to the one before, and in the end to the hub, with a warning. Every
-        host verifies every file as ever.
+      - With V(swarm) one host asks the hub, and every other one gets each piece from the host before it as soon as
+        that has it. With V(seed) all others get the pieces from that one host. Hosts that have an artifact already give
+        it, and the hub is not asked then.
+      - Whoever loses the host that it gets from goes to the one before, and in the end to the hub, with a warning.
+        Every host verifies every file as ever.
       - Only for O(state=present), outside of check mode, and with O(background) and O(peers) as the role has it. Hosts
         that are not in the same batch of the play do not know of each other.
     type: str

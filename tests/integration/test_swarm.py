@@ -104,12 +104,13 @@ class Run:
         self,
         hosts: Sequence[str],
         complete: Sequence[str] = (),
-        lies: Mapping[str, str] = {},
+        lies: Mapping[str, str] | None = None,
         only: Sequence[str] = (),
         mode: str = "swarm",
         **more: Any,
     ) -> None:
         """Start the hosts of the chain, or ``only`` some of them; the others are dead from the start."""
+        lies = lies or {}
         for name in only or self.membership(hosts[0], hosts, complete).artifacts[0].chain:
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             told = {

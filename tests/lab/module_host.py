@@ -56,8 +56,8 @@ class Host:
     """A host on which modules run: its Python finds the standard library and the module's own world, nothing else.
 
     ``home`` is the user's home directory below ``directory``: two hosts that share a file system have two of them.
-    ``environment`` is added to what a module sees, ``preamble`` is Python that runs before it, and ``wrapper`` a command
-    that starts it; ``rss`` is the memory in MiB that the last one took at most.
+    ``environment`` is added to what a module sees, ``preamble`` is Python that runs before it, and ``wrapper`` a
+    command that starts it; ``rss`` is the memory in MiB that the last one took at most.
     """
 
     def __init__(self, directory: Path, endpoint: str, home: str = "home") -> None:

@@ -119,9 +119,15 @@ class RegistryBox:
         return headers["docker-content-digest"] if status == 200 else None
 
     def push(
-        self, name: str, tag: str, layers: Sequence[bytes], kinds: dict[str, str] = OCI, architecture: str = "amd64"
+        self,
+        name: str,
+        tag: str,
+        layers: Sequence[bytes],
+        kinds: dict[str, str] | None = None,
+        architecture: str = "amd64",
     ) -> bytes:
         """Push an image of these tars; returns its manifest. Without a tag it is known by its digest alone."""
+        kinds = kinds or OCI
         found = []
         for raw in layers:
             packed = gzip.compress(raw, mtime=0) if kinds["layer"].endswith("gzip") else raw
@@ -143,9 +149,10 @@ class RegistryBox:
         return self._manifest(name, tag, document, kinds["manifest"])
 
     def push_index(
-        self, name: str, tag: str, images: Sequence[tuple[str, bytes]], kinds: dict[str, str] = OCI
+        self, name: str, tag: str, images: Sequence[tuple[str, bytes]], kinds: dict[str, str] | None = None
     ) -> bytes:
         """Push an index of images that are there: their architectures and manifests."""
+        kinds = kinds or OCI
         items = [
             {
                 "mediaType": kinds["manifest"],

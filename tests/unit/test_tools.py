@@ -237,7 +237,7 @@ def test_the_longest_chain_goes_on_all_the_time(quiet: Path) -> None:
 
     def taken(jobs: int, count: int) -> tuple[gates.Runner, list[str]]:
         runner = gates.Runner(chosen, jobs, verbose=False)
-        return runner, [gate.name for gate in (runner._next() for _ in range(count)) if gate]
+        return runner, [gate.name for gate in (runner._next() for _turn in range(count)) if gate]
 
     assert taken(1, 2)[1] == ["a", "b"], "one after the other, they keep their order"
     runner, names = taken(2, 3)

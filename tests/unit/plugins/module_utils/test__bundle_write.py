@@ -517,7 +517,7 @@ def test_a_write_that_fails_leaves_nothing_that_looks_complete(world: World, mon
     count[0] = 0
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", failing)
-        patch.setattr(os, "link", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(18, "cross-device")))
+        patch.setattr(os, "link", lambda *args, **kwargs: (none for none in ()).throw(OSError(18, "cross-device")))
         with pytest.raises(OSError, match="No space left"):
             world.write(path=str(world.root / "usb"))
     assert not (world.root / "usb/manifest.json").exists()

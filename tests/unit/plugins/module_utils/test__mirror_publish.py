@@ -27,8 +27,9 @@ ONE, TWO = "1" * 40, "2" * 40
 FILES = {"config.json": b"{}", "sub/model.bin": b"weights", "sub/empty": b""}
 
 
-def make_artifact(path, files=FILES, commit=ONE, revision="master", model=MODEL):
+def make_artifact(path, files=None, commit=ONE, revision="master", model=MODEL):
     """What modelscope_model leaves behind."""
+    files = FILES if files is None else files
     entries, stats = [], {}
     for name, data in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
