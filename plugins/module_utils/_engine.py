@@ -485,7 +485,8 @@ class _Build:
         outcome = self._pip("torch", self.wanted.torch_requirements)
         if outcome.rc == 0:
             return
-        if not re.search(r"No matching distribution found for torch", outcome.text):
+        # The second is what pip says where its configuration has a constraint on torch, too.
+        if not re.search(r"No matching distribution found for torch|Cannot install torch==\S+ because", outcome.text):
             raise self._pip_failure(outcome)
         if not (self.wanted.allow_large_torch and self.wanted.large_torch_requirements):
             raise self._torch_missing()

@@ -27,6 +27,11 @@ PIP_NO_TORCH = """\
 ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu (from versions: 2.12.0, 2.13.0, 2.14.0)
 ERROR: No matching distribution found for torch==2.13.0+cpu
 """
+PIP_NO_TORCH_BUT_A_CONSTRAINT = """\
+ERROR: Cannot install torch==2.13.0+cpu because these package versions have conflicting dependencies.
+ERROR: ResolutionImpossible: for help visit https://pip.pypa.io/en/latest/topics/dependency-resolution/\
+#dealing-with-dependency-conflicts
+"""
 PIP_HASH = """\
 ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated the package versions, \
 please update the hashes. Otherwise, examine the package contents carefully; someone may have tampered with them.
@@ -317,8 +322,9 @@ def test_cuda_is_resolved_by_pip(wanted: Wanted) -> None:
     assert not (site(Path(wanted.path)) / "_gpufleet_engine.pth").exists()
 
 
-def test_large_torch_only_when_allowed_and_needed(wanted: Wanted) -> None:
-    missing = {"pip torch": Outcome(1, PIP_NO_TORCH)}
+@pytest.mark.parametrize("said", [PIP_NO_TORCH, PIP_NO_TORCH_BUT_A_CONSTRAINT], ids=["missing", "constraint"])
+def test_large_torch_only_when_allowed_and_needed(wanted: Wanted, said: str) -> None:
+    missing = {"pip torch": Outcome(1, said)}
     with pytest.raises(FleetError) as caught:
         present(wanted, runner=Host(fail=missing))
     assert caught.value.code == "engine.torch_cpu_missing"
