@@ -204,9 +204,11 @@ class Jobs:
                 "the job that an earlier task returned",
                 "Pass it on",
             )
+        self._check()
         return Job(os.path.join(self.directory, job_id))
 
     def all(self) -> list[Job]:
+        self._check()
         try:
             names = sorted(os.listdir(self.directory))
         except (FileNotFoundError, NotADirectoryError):
@@ -267,10 +269,15 @@ class Jobs:
                 os.mkdir(path, 0o700 if path == self.directory else 0o755)
                 if path != self.directory:
                     made.insert(0, path)
+        self._check()
+        return made
+
+    def _check(self) -> None:
+        """What another user put in its place is not ours to read, let alone to act upon."""
         try:
             state = os.lstat(self.directory)
-        except FileNotFoundError:  # another run removed it meanwhile
-            return made
+        except (FileNotFoundError, NotADirectoryError):  # no job yet, or another run removed it meanwhile
+            return
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
             raise FleetError(
                 "job.foreign_directory",
@@ -279,7 +286,6 @@ class Jobs:
                 "a directory of this user with mode 0700, or nothing in its place",
                 "Find out who made it, then remove it",
             )
-        return made
 
     def launch(self, job_id: str, record: t.Mapping[str, t.Any], work: t.Callable[[Run], None]) -> Job:
         """Begin ``work`` in a process of its own that outlives this one. Call it with the lock held.

@@ -29,7 +29,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import Fleet
 PULSE = 10.0
 FRESH = 60.0
 
-_PROBE = "clock"
+PROBE = "clock"
 
 
 def take(lock: int, directory: int) -> str | None:
@@ -94,7 +94,7 @@ def _named(who: dict[str, object], age: float) -> str:
 
 def _age(lock: int, directory: int) -> float:
     """Seconds since the lock file was touched, both by the clock of the file system."""
-    name = f"{_PROBE}.{os.getpid()}"
+    name = f"{PROBE}.{os.getpid()}"
     try:
         probe = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:

@@ -23,14 +23,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _safefs
 from ansible_collections.gpufleet.vllm.plugins.module_utils._artifact_hash import hash_all
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import NOT_FOUND, CommandResult, run_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils._staging import OFFICIAL_NAME
 
 if TYPE_CHECKING:
     from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import HubClient, Resolution
     from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Entry
     from ansible_collections.gpufleet.vllm.plugins.module_utils._progress import Monitor
     from ansible_collections.gpufleet.vllm.plugins.module_utils._staging import Staging
-
-DIRECTORY = "official"
 
 LOOK_SECONDS = 1.0
 """How often its directory is looked at for progress."""
@@ -52,8 +51,8 @@ class Client:
         """Bring every entry into the staging's parts, verified. Returns the bytes that came. Raises FleetError."""
         wanted = {entry.sha256: entry for entry in entries}
         monitor.begin("fetching", sum(entry.size for entry in wanted.values()))
-        _safefs.make_directory(staging.handle, DIRECTORY, 0o700)
-        directory = os.path.join(staging.location.staging, DIRECTORY)
+        _safefs.make_directory(staging.handle, OFFICIAL_NAME, 0o700)
+        directory = os.path.join(staging.location.staging, OFFICIAL_NAME)
         watch = _Watch(directory, monitor)
         before = watch.size()
         watch.start()
@@ -105,7 +104,7 @@ class Client:
         )
 
     def _take(self, wanted: dict[str, Entry], staging: Staging, monitor: Monitor) -> None:
-        root = _safefs.open_directory(os.path.join(staging.location.staging, DIRECTORY, "files"))
+        root = _safefs.open_directory(os.path.join(staging.location.staging, OFFICIAL_NAME, "files"))
         try:
             hashes = hash_all(root, list(wanted.values()), monitor)
             for entry in wanted.values():

@@ -16,7 +16,7 @@ import stat
 import typing as t
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact, _manifest, _safefs, _staging
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact, _lock, _manifest, _safefs, _staging
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import (
     MANIFEST_NAME,
@@ -32,7 +32,14 @@ LEFTOVER = "leftover"
 DEPTH = 8
 """Directories below a root that are looked at: a hub's cache has six, and a data set must not cost minutes."""
 
-_STAGED = (_staging.LOCK_NAME, _staging.PARTS_NAME, _staging.TREE_NAME, _staging.OLD_NAME)
+_STAGED = (
+    _staging.LOCK_NAME,
+    _staging.PARTS_NAME,
+    _staging.TREE_NAME,
+    _staging.OLD_NAME,
+    _staging.OFFICIAL_NAME,
+    _lock.PROBE,
+)
 _BLOCK = 512
 Moment = tuple[float, str]
 
@@ -233,7 +240,7 @@ def _leftover_at(path: str) -> Candidate:
     fault = ""
     if own.st_uid != os.geteuid() or own.st_mode & 0o022:
         fault = f"it belongs to uid {own.st_uid} with mode {stat.S_IMODE(own.st_mode):04o}, so it may not be ours"
-    foreign = sorted(name for name in items if name.split("/")[0] not in _STAGED)
+    foreign = sorted(name for name in items if name.split("/")[0].split(".")[0] not in _STAGED)
     if foreign:
         fault = f"it holds {foreign[0]!a}, which no run of ours leaves"
     regular = [item.stat for item in items.values() if item.kind == "file"]

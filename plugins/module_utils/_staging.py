@@ -36,6 +36,9 @@ LOCK_NAME = "lock"
 PARTS_NAME = "parts"
 TREE_NAME = "tree"
 OLD_NAME = "old"
+OFFICIAL_NAME = "official"
+"""Where the official client works, where it is asked for."""
+
 INSIDE_NAME = "staging"
 
 JOURNAL_MIN = 1024 * 1024
@@ -293,6 +296,11 @@ class Staging:
     def discard(self) -> None:
         """Drop the parts: the work is done, or nothing of them is of use."""
         _safefs.remove_tree(self.handle, PARTS_NAME)
+        _safefs.remove_tree(self.handle, OFFICIAL_NAME)
+        with os.scandir(self.handle) as items:
+            probes = [item.name for item in items if item.name.startswith(f"{_lock.PROBE}.")]
+        for name in probes:  # of a run that was killed while it read the file system's clock
+            _safefs.remove_tree(self.handle, name)
 
     def release(self) -> None:
         """Give up the lock; the directory goes too unless it holds parts for a later run."""

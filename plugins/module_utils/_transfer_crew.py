@@ -385,10 +385,11 @@ class Crew:
                 raise _Stale
             job.ranged = False
             if stream.offset == claim.pos:
+                # It brings all that lies behind; what lies before is others' still.
                 for other in job.claims:
                     if other is not claim:
-                        other.end = other.pos
-                job.todo = Ranges()
+                        other.end = other.pos if other.pos > claim.pos else min(other.end, claim.pos)
+                job.todo.remove(claim.pos, size)
                 claim.end = size
                 return True
             asked = claim.pos

@@ -691,6 +691,20 @@ def test_absent_removes_the_parts_of_an_interrupted_run(hub, path):
     assert not absent(path).changed
 
 
+def test_absent_removes_what_the_official_client_and_a_killed_run_left(hub, path):
+    present(hub, path)
+    staging = _staging.acquire(_staging.locate(str(path)), 0.0)
+    left = path.parent / f".{path.name}.gpufleet"
+    (left / "official/files").mkdir(parents=True)
+    (left / "official/files/weights").write_text("x")
+    (left / "clock.123").write_text("")
+    staging.release()
+    assert sorted(os.listdir(left)) == ["clock.123", "official"]
+    assert absent(path).changed
+    assert os.listdir(path.parent) == []
+    assert not absent(path).changed
+
+
 def test_absent_of_what_never_was(path, tmp_path):
     assert not absent(path).changed
     assert everything(tmp_path) == []

@@ -261,6 +261,11 @@ def test_a_directory_of_somebody_else(jobs: _job.Jobs, tmp_path: Path, kind: str
     with pytest.raises(FleetError) as caught, jobs.locked():
         pass
     assert caught.value.code == "job.foreign_directory"
+    for look in (jobs.all, lambda: jobs.get("0" * 16), lambda: jobs.on(["/srv/model"])):
+        with pytest.raises(FleetError) as caught:
+            look()
+        assert caught.value.code == "job.foreign_directory", "nothing in it is believed"
+    place.rmdir() if kind == "open" else place.unlink()
 
 
 def test_what_is_old_is_swept(jobs: _job.Jobs) -> None:
