@@ -82,6 +82,16 @@ def test_where_a_path_lies(path: str, point: str, inner: str, shared: bool) -> N
     assert (mount.point, _prune_use.inner_path(mount, path), _prune_use.is_shared(mount)) == (point, inner, shared)
 
 
+@pytest.mark.parametrize("kind", ["fuse", "fuse.blobfuse2", "panfs", "fhgfs", "quobyte", "coda", "nfs4", "lustre"])
+def test_what_other_hosts_may_write_to(kind: str) -> None:
+    assert _prune_use.is_shared(Mount("0:1", "/", "/mnt", kind))
+
+
+@pytest.mark.parametrize("kind", ["fuseblk", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs"])
+def test_what_is_of_one_host(kind: str) -> None:
+    assert not _prune_use.is_shared(Mount("8:1", "/", "/data", kind))
+
+
 def test_no_mount_at_all() -> None:
     assert _prune_use.covering([], "/x") is None
     assert not _prune_use.is_shared(None)
