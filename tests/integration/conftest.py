@@ -47,9 +47,17 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def box(hub: Hub) -> Iterator[Box]:
+def fresh_box(hub: Hub) -> Iterator[Box]:
+    """A host on which nothing was ever done."""
     with Box(hub.endpoint) as made:
         yield made
+
+
+@pytest.fixture
+def box(fresh_box: Box) -> Box:
+    """A host that has supervisor, and nothing else."""
+    fresh_box.give_supervisor()
+    return fresh_box
 
 
 # --- a module as a process of its own ---

@@ -46,24 +46,24 @@ def snapshot(root: Path) -> dict[str, float]:
     }
 
 
-def test_deploy_then_nothing_to_do_then_teardown(box: Box) -> None:
+def test_deploy_then_nothing_to_do_then_teardown(fresh_box: Box) -> None:
     services = [
-        box.service("chat", served_model_name="tiny", api_key=KEY),
-        box.service("whisper", model="acme/whisper"),
-        box.service("vision", model="acme/vision"),
-        box.service("embed", model="acme/embed"),
+        fresh_box.service("chat", served_model_name="tiny", api_key=KEY),
+        fresh_box.service("whisper", model="acme/whisper"),
+        fresh_box.service("vision", model="acme/vision"),
+        fresh_box.service("embed", model="acme/embed"),
     ]
 
-    predicted = box.deploy(services, "--check", "--diff")
+    predicted = fresh_box.deploy(services, "--check", "--diff")
     assert predicted.rc == 0, predicted.output
-    assert not box.root.exists(), "check mode wrote to the host"
+    assert not fresh_box.root.exists(), "check mode wrote to the host"
 
-    first = box.deploy(services, "--diff")
+    first = fresh_box.deploy(services, "--diff")
     assert first.rc == 0, first.output
     assert KEY not in first.output + predicted.output
     assert "4 services: all answer" in first.output
     assert '-H "Authorization: Bearer $VLLM_API_KEY" \\' in first.output
-    report = box.report()
+    report = fresh_box.report()
     assert report["ok"]
     results = {service["name"]: service["results"] for service in report["hosts"]["box"]["services"]}
     kinds = {name: [result["kind"] for result in result_list] for name, result_list in results.items()}
@@ -73,29 +73,29 @@ def test_deploy_then_nothing_to_do_then_teardown(box: Box) -> None:
         "vision": ["models", "chat", "stream", "vision"],
         "embed": ["models", "embedding"],
     }
-    assert json.loads((box.root / "record.json").read_text())["digest"] == box.plan()["digest"]
+    assert json.loads((fresh_box.root / "record.json").read_text())["digest"] == fresh_box.plan()["digest"]
     # The record comes after the proof, so check mode cannot know of it: everything before it was foretold.
     assert predicted.changed == first.changed - 1
 
-    before, pids = snapshot(box.root), {service["name"]: box.pid(service["name"]) for service in services}
-    second = box.deploy(services)
+    before, pids = snapshot(fresh_box.root), {service["name"]: fresh_box.pid(service["name"]) for service in services}
+    second = fresh_box.deploy(services)
     assert (second.rc, second.changed) == (0, 0), second.output
-    assert snapshot(box.root) == before
-    assert {name: box.pid(name) for name in pids} == pids
-    check_again = box.deploy(services, "--check")
+    assert snapshot(fresh_box.root) == before
+    assert {name: fresh_box.pid(name) for name in pids} == pids
+    check_again = fresh_box.deploy(services, "--check")
     assert (check_again.rc, check_again.changed) == (0, 0), check_again.output
 
-    assert box.play("validate", services).rc == 0
-    status = box.play("status", services)
+    assert fresh_box.play("validate", services).rc == 0
+    status = fresh_box.play("status", services)
     assert (status.rc, status.changed) == (0, 0), status.output
 
-    assert box.play("teardown", services, "--check").changed == 1
+    assert fresh_box.play("teardown", services, "--check").changed == 1
     assert answers(services[0]["port"])
-    down = box.play("teardown", services, "-e", "vllm_teardown_artifacts=true")
+    down = fresh_box.play("teardown", services, "-e", "vllm_teardown_artifacts=true")
     assert down.rc == 0, down.output
-    assert not box.root.exists()
+    assert not fresh_box.root.exists()
     assert not any(answers(service["port"]) for service in services)
-    assert box.play("teardown", services, "-e", "vllm_teardown_artifacts=true").changed == 0
+    assert fresh_box.play("teardown", services, "-e", "vllm_teardown_artifacts=true").changed == 0
 
 
 def test_openai_client_talks_to_it(box: Box) -> None:
@@ -247,32 +247,32 @@ def test_a_dead_supervisor_is_started_again(box: Box) -> None:
     ],
     ids=["typo", "missing", "no-gpu", "reserved-flag"],
 )
-def test_bad_input_changes_nothing(box: Box, entry: dict[str, object], code: str, words: str) -> None:
-    run = box.deploy([entry])
+def test_bad_input_changes_nothing(fresh_box: Box, entry: dict[str, object], code: str, words: str) -> None:
+    run = fresh_box.deploy([entry])
     assert run.rc == 2
     assert code in run.output
     assert words in run.output
     assert "nothing was changed" in run.output
-    assert not box.root.exists()
+    assert not fresh_box.root.exists()
 
 
-def test_two_services_on_one_port(box: Box) -> None:
-    one = box.service("one")
-    run = box.deploy([one, box.service("two", port=one["port"])])
+def test_two_services_on_one_port(fresh_box: Box) -> None:
+    one = fresh_box.service("one")
+    run = fresh_box.deploy([one, fresh_box.service("two", port=one["port"])])
     assert run.rc == 2
     assert f"port {one['port']} is already the port of one" in run.output
-    assert not box.root.exists()
+    assert not fresh_box.root.exists()
 
 
-def test_port_in_use(box: Box) -> None:
-    service = box.service("chat")
+def test_port_in_use(fresh_box: Box) -> None:
+    service = fresh_box.service("chat")
     with listening(service["port"]):
-        run = box.deploy([service])
+        run = fresh_box.deploy([service])
         assert run.rc == 2
         assert f"port {service['port']} is in use by" in run.output
         assert f"(pid {os.getpid()})" in run.output
-        assert not box.root.exists()
-    assert box.deploy([service]).rc == 0
+        assert not fresh_box.root.exists()
+    assert fresh_box.deploy([service]).rc == 0
 
 
 def test_an_empty_group_is_no_success(box: Box) -> None:
@@ -415,7 +415,6 @@ def test_second_deploy_at_once_is_told_who_holds_the_lock(box: Box) -> None:
     import fcntl
 
     service = box.service("chat")
-    box.root.mkdir(parents=True)
     with (box.root / "lock").open("w") as holder:
         holder.write("pid 4711 since 2026-01-01T00:00:00Z\n")
         holder.flush()

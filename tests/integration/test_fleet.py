@@ -19,7 +19,10 @@ from model_hub import Hub
 @pytest.fixture
 def boxes(hub: Hub) -> Iterator[list[Box]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(Box(hub.endpoint, name)) for name in ("gpu-01", "gpu-02", "gpu-03")]
+        made = [stack.enter_context(Box(hub.endpoint, name)) for name in ("gpu-01", "gpu-02", "gpu-03")]
+        for box in made:
+            box.give_supervisor()
+        yield made
 
 
 def inventory_of(boxes: list[Box], services: list[list[dict[str, object]]], path: Path) -> Path:

@@ -219,16 +219,16 @@ def test_another_revision_and_what_a_killed_download_left(hub: Hub, box: Box, tm
     assert answers(service)
 
 
-def test_a_host_that_was_never_deployed_to(box: Box) -> None:
-    run = box.play("prune", [box.service("chat")])
+def test_a_host_that_was_never_deployed_to(fresh_box: Box) -> None:
+    run = fresh_box.play("prune", [fresh_box.service("chat")])
     assert run.rc == 2
     assert "FAILED on box" in run.output
     assert "holds no record and no plan" in run.output
     assert "vllm_prune_without_record: true" in run.output
-    run = box.play("prune", [box.service("chat")], "-e", "vllm_prune_without_record=true")
+    run = fresh_box.play("prune", [fresh_box.service("chat")], "-e", "vllm_prune_without_record=true")
     assert (run.rc, run.changed) == (0, 0), run.output
     assert "nothing to remove, 0 kept" in run.output
-    assert not box.root.exists()
+    assert not fresh_box.root.exists()
 
 
 def test_an_inventory_without_services_is_not_believed(moved: tuple[Box, dict[str, object], Path]) -> None:
@@ -251,6 +251,8 @@ def test_hosts_that_see_one_disk(hub: Hub, tmp_path: Path) -> None:
     """With vllm_prune_shared, what one of them needs stays on all; while one is not asked, nothing of it is sure."""
     models = tmp_path / "models"
     with Box(hub.endpoint, "gpu-01") as one, Box(hub.endpoint, "gpu-02") as two:
+        for box in (one, two):
+            box.give_supervisor()
         services = [(one, one.service("chat")), (two, two.service("vision", model="acme/vision"))]
         hosts: dict[str, object] = {}
         for box, wanted in services:

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import random
@@ -22,6 +24,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+SUPERVISOR_LOCK = REPOSITORY / "roles/vllm_runtime/files/supervisor.txt"
 MODEL = "acme/tiny"
 
 
@@ -75,6 +78,39 @@ class Run:
         return sum(host["changed"] for host in self.recap.values())
 
 
+def supervisor_environment() -> Path:
+    """A virtual environment with what the role's lock names, made once for each lock and interpreter."""
+    # Of tests/tools, which programs that need no such host have not on their path.
+    from lanes import cached_environment
+    from tree import cache_dir
+
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with (cache_dir() / "supervisor.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return cached_environment("supervisor", SUPERVISOR_LOCK, Path(sys.executable)).parent
+
+
+def copy_environment(source: Path, target: Path) -> None:
+    """The same virtual environment in another place: hard links, but for the commands, which name their interpreter."""
+    shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
+    for command in (target / "bin").iterdir():
+        if command.is_symlink() or not command.is_file():
+            continue
+        first, newline, rest = command.read_bytes().partition(b"\n")
+        if first.startswith(b"#!") and os.fsencode(source) in first:
+            mode = command.stat().st_mode
+            command.unlink()
+            command.write_bytes(first.replace(os.fsencode(source), os.fsencode(target)) + newline + rest)
+            command.chmod(mode)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
 @dataclass
 class Box:
     """One host. ``variables`` are its inventory variables; a context manager that leaves nothing behind.
@@ -121,6 +157,18 @@ class Box:
         shutil.copytree(REPOSITORY / "tests/lab/engine_sim", self.engine / "lib/engine_sim")
         vllm.write_text(f'#!/bin/sh\nPYTHONPATH={self.engine / "lib"} exec {self.python} -m engine_sim "$@"\n')
         vllm.chmod(0o755)
+
+    def give_supervisor(self) -> None:
+        """Let the host have supervisor, as after an earlier deploy: installing it takes longer than all else.
+
+        Where a test is about a host on which nothing was ever done, do without.
+        """
+        venv = self.root / "supervisor" / "venv"
+        venv.parent.mkdir(parents=True, mode=0o755)
+        venv.parent.chmod(0o700)
+        copy_environment(supervisor_environment(), venv)
+        wanted = SUPERVISOR_LOCK.read_text(encoding="utf-8").rstrip()
+        (venv / "gpufleet-requirements").write_text(hashlib.sha256(wanted.encode()).hexdigest() + "\n")
 
     def service(self, name: str, **extra: t.Any) -> dict[str, t.Any]:
         return {"name": name, "model": MODEL, "port": free_port(), "drain_seconds": 1, **extra}
