@@ -230,14 +230,15 @@ def test_the_first_host_lost_half_way_is_replaced(model: Model, tmp_path: Path) 
         hosts = run.net.hosts
         before = run.net.sent(HUB)
         run.start(hosts)
-        run.half_way(hosts[0])
+        run.half_way(hosts[1])
         run.net.cut(hosts[0])  # no reset, no refusal: silence
         said = run.done(*hosts[1:])
         origin = (run.net.sent(HUB) - before) / model.total
         run.members[hosts[0]].kill()
         run.stop()
         run.right(*hosts[1:])
-    print(f"origin {origin:.2f}")
+    print(f"origin {origin:.2f}, of that {said[hosts[1]]['from_hub'] / model.total:.2f} to the second host")
+    assert origin < 1.85, "the second host did not begin anew"
     assert 0 < said[hosts[1]]["from_hub"] < model.total
     assert [said[name]["from_hub"] for name in hosts[2:]] == [0, 0]
     assert list(said[hosts[1]]["given_up"]) == [hosts[0]]
