@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from ansible_collections.gpufleet.vllm.plugins.module_utils import (
     _artifact,
     _prune_find,
+    _prune_marks,
     _prune_use,
     _staging,
     _usage,
@@ -52,6 +53,7 @@ class Options:
     roots: tuple[str, ...]
     age: float
     keep: tuple[str, ...] = ()
+    keep_published: tuple[str, ...] = ()
     plan: t.Mapping[str, t.Any] = field(default_factory=dict)
     without_record: bool = False
     shared: bool = False
@@ -199,6 +201,7 @@ class Prune:
         self._now = time.time() if now is None else now
         self._layout = Layout(options.root)
         self.warnings: list[str] = []
+        self.needed: dict[str, list[str]] = {"paths": [], "published": []}
 
     def run(self, check_mode: bool) -> list[Decision]:
         """Decide, and unless in check mode remove. Raises FleetError where it must not even decide."""
@@ -235,11 +238,12 @@ class Prune:
         for candidate in candidates:
             moments = [*candidate.moments, (left.get(candidate.target, left_unknown), "deployed")]
             used, used_by = max(moments)
-            reason = self._reason(candidate, known, used, used_by)
+            reason = self._reason(candidate, known, used, used_by) or self._kept_elsewhere(candidate, mounts)
             decision = Decision(candidate, KEPT if reason else REMOVED, *(reason or ("unused", "")), used, used_by)
             decisions.append(decision)
         decisions = self._without_used(decisions)
         decisions = [self._without_shared(item, mounts) for item in decisions]
+        self.needed = _needed([names for _reason, _why, names in known], decisions, mounts)
         return with_bytes_freed([self._explained(item) for item in decisions])
 
     def _reason(
@@ -274,6 +278,15 @@ class Prune:
                     return item
             elif candidate.manifest and fnmatch.fnmatchcase(candidate.manifest.model, item):
                 return item
+        return None
+
+    def _kept_elsewhere(self, candidate: Candidate, mounts: t.Sequence[_prune_use.Mount]) -> tuple[str, str] | None:
+        found = _published(candidate)
+        if found is None:
+            return None
+        own = _prune_marks.mark(found, mounts)
+        if any(_prune_marks.same(own, mark) for mark in self._options.keep_published):
+            return "named", "another host needs it, whatever path it has there"
         return None
 
     def _without_used(self, decisions: list[Decision]) -> list[Decision]:
@@ -343,6 +356,26 @@ class Prune:
             staging.release()
 
 
+def _published(candidate: Candidate) -> _prune_marks.Published | None:
+    if candidate.manifest is None:
+        return None
+    return _prune_marks.Published(candidate.path, candidate.manifest, candidate.inode)
+
+
+def _needed(
+    known: t.Sequence[Names], decisions: t.Sequence[Decision], mounts: t.Sequence[_prune_use.Mount]
+) -> dict[str, list[str]]:
+    """What must not go on any host that sees the same disks: all that is kept here, and what is named elsewhere."""
+    # What only lies on a network file system is not needed here; whether others need it is for them to say.
+    kept = [item.candidate for item in decisions if item.action == KEPT and item.reason != "shared"]
+    published = [found for found in map(_published, kept) if found is not None]
+    published += _prune_marks.named_in(text for names in known for text in names.texts)
+    paths = {path for names in known for path in names.paths if path.startswith("/")}
+    paths |= {candidate.path for candidate in kept} | {found.path for found in published}
+    marks = {_prune_marks.mark(found, mounts) for found in published}
+    return {"paths": sorted(paths), "published": sorted(marks)}
+
+
 def _mount_table(proc: str) -> str:
     with open(f"{proc}/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
         return stream.read()
@@ -379,6 +412,7 @@ def argument_spec() -> dict[str, t.Any]:
         "roots": {"type": "list", "elements": "path", "required": True},
         "age": {"type": "str", "default": "30d"},
         "keep": {"type": "list", "elements": "str", "default": [], "no_log": False},
+        "keep_published": {"type": "list", "elements": "str", "default": [], "no_log": False},
         "plan": {"type": "dict", "default": {}},
         "without_record": {"type": "bool", "default": False},
         "shared": {"type": "bool", "default": False},
@@ -393,13 +427,14 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
         roots=tuple(params["roots"]),
         age=parse_age(params["age"]),
         keep=tuple(params["keep"]),
+        keep_published=tuple(params["keep_published"]),
         plan=params["plan"],
         without_record=params["without_record"],
         shared=params["shared"],
     )
     prune = Prune(options)
     decisions = prune.run(module.check_mode)
-    return {**as_result(decisions), "warnings": prune.warnings}
+    return {**as_result(decisions), "needed": prune.needed, "warnings": prune.warnings}
 
 
 def as_result(decisions: t.Sequence[Decision]) -> dict[str, t.Any]:

@@ -70,6 +70,7 @@ class Candidate:
     moments: tuple[Moment, ...] = ()
     manifest: Manifest | None = None
     published: float | None = None
+    inode: int = 0
     files: tuple[File, ...] = ()
     size: int = 0
     foreign: tuple[str, ...] = ()
@@ -188,6 +189,7 @@ def _artifact_at(path: str) -> Candidate:
         moments=tuple(moments),
         manifest=manifest,
         published=published,
+        inode=state.st_ino if state else 0,
         files=tuple(_file(one) for one in regular),
         size=sum(one.st_size for one in regular),
         foreign=tuple(_manifest.foreign({name: _found(item) for name, item in items.items()}, owned)),

@@ -18,10 +18,10 @@ import re
 import typing as t
 from dataclasses import dataclass, field
 
-# What more than one host may write to. FUSE without a disk of its own (fuseblk) counts as well, whatever it calls itself.
+# What more than one host may write to. FUSE counts as well, whatever it calls itself, but for a local disk (fuseblk).
 SHARED_FILE_SYSTEMS = (
-    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fhgfs", "fuse", "gfs2", "glusterfs", "gpfs", "lustre", "nfs", "nfs4",
-    "ocfs2", "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "virtiofs", "wekafs",
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fhgfs", "fuse", "gfs2", "glusterfs", "gpfs", "lustre", "nfs",
+    "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "virtiofs", "wekafs",
 )  # fmt: skip
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")

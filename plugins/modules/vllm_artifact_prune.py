@@ -60,6 +60,13 @@ options:
     type: list
     elements: str
     default: []
+  keep_published:
+    description:
+      - Marks of artifacts that stay in any case, as RV(needed.published) of another host has them. They tell an
+        artifact on a disk that hosts mount at different paths.
+    type: list
+    elements: str
+    default: []
   plan:
     description:
       - The plan that this run made, as M(gpufleet.vllm.vllm_plan) returns it. Every path that stands in it is needed.
@@ -73,7 +80,8 @@ options:
     default: false
   shared:
     description:
-      - Remove from network file systems, too. Other hosts may need what lies there, so name all of it in O(keep).
+      - Remove from network file systems, too. Other hosts may need what lies there, so name all of it in O(keep), and
+        in O(keep_published) where they have it under other paths. Each host's RV(needed) says what that is.
     type: bool
     default: false
 notes:
@@ -109,6 +117,23 @@ EXAMPLES = r"""
     age: "0"
     without_record: true
     shared: true
+
+- name: Ask each host what it needs of the disks that it shares
+  gpufleet.vllm.vllm_artifact_prune:
+    roots:
+      - /mnt/models
+  check_mode: true
+  register: look
+
+- name: Remove what none of them needs
+  gpufleet.vllm.vllm_artifact_prune:
+    roots:
+      - /mnt/models
+    keep: "{{ looks | map(attribute='paths') | flatten }}"
+    keep_published: "{{ looks | map(attribute='published') | flatten }}"
+    shared: true
+  vars:
+    looks: "{{ ansible_play_hosts_all | map('extract', hostvars) | map(attribute='look.needed') }}"
 """
 
 RETURN = r"""
@@ -175,6 +200,25 @@ artifacts:
       description: The same in words.
       type: str
       sample: deployed 121 days ago
+needed:
+  description:
+    - What must not go on any other host that sees the same disks. All that is kept, but for V(shared), and all that
+      plan and record name, also outside O(roots).
+  returned: success, and where some could not be removed
+  type: dict
+  contains:
+    paths:
+      description: For O(keep).
+      type: list
+      elements: str
+      sample: [/mnt/models/Qwen2.5-VL-7B-Instruct]
+    published:
+      description:
+        - For O(keep_published). What each publication wrote into the manifest, with the inode of that where it is the
+          same number for every host.
+      type: list
+      elements: str
+      sample: ["9f3c0a51d2e47b86@nfs:1074"]
 bytes_freed:
   description: What all removals give back.
   returned: success, and where some could not be removed
