@@ -126,8 +126,12 @@ def present(
 
     ``verify`` trusts no recorded stat and hashes every file that is there.
     """
+    own = monitor or Monitor()
     with os_errors():
-        return _Presence(request, hub, verify, monitor or Monitor(), observer).run()
+        outcome = _Presence(request, hub, verify, own, observer).run()
+    if monitor is None:  # else its owner tells
+        outcome.warnings.extend(own.snapshot()["notes"])
+    return outcome
 
 
 def settled(request: Request, hub: Hub) -> Outcome | None:

@@ -65,11 +65,15 @@ def _hash_one(root: int, entry: Entry, stop: threading.Event, monitor: Monitor) 
         before = os.fstat(handle)
         buffer = bytearray(HASH_CHUNK)
         view = memoryview(buffer)
-        while count := stream.readinto(buffer):
-            digest.update(view[:count])
-            monitor.add(count)
-            if stop.is_set():
-                return None, ""
+        try:
+            while count := stream.readinto(buffer):
+                digest.update(view[:count])
+                monitor.add(count)
+                if stop.is_set():
+                    return None, ""
+        except OSError as exc:  # a bad sector, say: the file counts as wrong, and is put elsewhere anew
+            monitor.note(f"{entry.path} cannot be read ({exc.strerror or exc}); it counts as damaged.")
+            return None, ""
         after = os.fstat(handle)
     same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     return (FileStat(after.st_size, after.st_mtime_ns) if same else None), digest.hexdigest()

@@ -30,11 +30,13 @@ class Absence:
         self._request = request
         self._location = _staging.locate(request.path)
         self._outcome = Outcome(self._location.path)
+        self._others = False
 
     def run(self) -> Outcome:
         outcome = self._outcome
-        leftovers = os.path.lexists(self._location.staging)
         manifest = self._inspect()
+        # What lies beside the directory of another model is of that model.
+        leftovers = not self._others and os.path.lexists(self._location.staging)
         nothing = description(None, None, None, {})
         outcome.before, outcome.after = nothing, nothing
         if manifest is not None:
@@ -56,6 +58,7 @@ class Absence:
             warnings: list[str] = []
             manifest = read_manifest(root, self._location.path, warnings)
             if manifest is None or manifest.model != self._request.model:
+                self._others = manifest is not None
                 holds = "was not made by this module" if manifest is None else f"holds {manifest.model}"
                 holds = warnings[0].rstrip(".") if warnings else f"{self._location.path} {holds}"
                 self._outcome.warnings.append(f"{holds}; it was left alone.")
@@ -73,7 +76,8 @@ class Absence:
             manifest = self._inspect()
             if manifest is not None:
                 self._remove_owned(manifest)
-            staging.discard()
+            if not self._others:
+                staging.discard()
         finally:
             staging.release()
         if manifest is not None:

@@ -18,8 +18,10 @@ import json
 import re
 import string
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
@@ -619,7 +621,12 @@ def _is_html(answer: Answer, body: bytes) -> bool:
 
 def _retry_after(headers: Message) -> float | None:
     value = (headers.get("Retry-After") or "").strip()
-    return float(value) if value.isdigit() else None
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):  # TypeError: before Python 3.10
+        return None
 
 
 def _commit(value: object) -> str | None:

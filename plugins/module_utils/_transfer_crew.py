@@ -12,13 +12,14 @@ only ever taken without the first, or inside it, never the other way round.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
@@ -111,6 +112,26 @@ class _Job:
         self.todo = Ranges([(0, self.entry.size)])
         if self.part is not None:
             self.part.restart()
+
+
+@contextlib.contextmanager
+def _disk(job: _Job) -> Iterator[None]:
+    """What fails in here is the disk and not the network: to try again is vain. A full disk has its own words."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _broken(job, exc.strerror or type(exc).__name__) from exc
+
+
+def _broken(job: _Job, said: str) -> FleetError:
+    return FleetError(
+        "disk.failed",
+        f"{job.entry.path}: the file system failed ({said})",
+        "a file system that gives back what was written to it",
+        "See the kernel's log, mend the file system or choose another one, then run it again",
+    )
 
 
 class Crew:
@@ -427,7 +448,8 @@ class Crew:
             count = len(data)
             if claim.generation != job.generation or job.part is None or job.complete or not count:
                 raise _Stale
-            job.part.write(data, start)
+            with _disk(job):
+                job.part.write(data, start)
             before = job.done.size
             job.done.add(start, start + count)
             fresh = job.done.size - before
@@ -465,13 +487,14 @@ class Crew:
                 job.hasher, generation, digest, part = token, job.generation, job.digest, job.part
             try:
                 while offset < limit:
-                    data = part.read(min(CHUNK // 8, limit - offset), offset)
+                    with _disk(job):
+                        data = part.read(min(CHUNK // 8, limit - offset), offset)
                     if self._stop.is_set():
                         raise Interrupted
                     if not data:
                         if generation != job.generation:
                             raise _Stale
-                        raise OSError(errno.EIO, "bytes that were written are not there any more")
+                        raise _broken(job, "bytes that were written are not there any more")
                     digest.update(data)
                     offset += len(data)
                 if offset == job.entry.size:
@@ -492,17 +515,8 @@ class Crew:
                 raise _Stale
             # From here on nobody writes to it or drops it.
             job.complete = True
-        try:
+        with _disk(job):
             part.complete()
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise FleetError(
-                "disk.failed",
-                f"{job.entry.path}: the file system did not take it ({exc.strerror})",
-                "a file system that makes what was written durable",
-                "See the kernel's log, mend the file system, then run it again",
-            ) from exc
         self.observer.verified(job.entry)
         with self._cond:
             part.close()

@@ -15,6 +15,7 @@ import base64
 import contextlib
 import errno
 import http.client
+import socket
 import threading
 import typing as t
 import urllib.request
@@ -125,7 +126,7 @@ class Wire:
             if kept is not None:
                 try:
                     return self._send(kept, key, url, target, headers, timeout)
-                except TimeoutError:
+                except (TimeoutError, socket.timeout):  # two classes before Python 3.10
                     kept.close()
                     raise
                 except (OSError, http.client.HTTPException):
@@ -206,8 +207,8 @@ class Wire:
 
 def _proxy_address(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
-    if not parts.hostname:
-        raise OSError(errno.EINVAL, "the proxy variables name no host")
+    if parts.scheme != "http" or not parts.hostname:
+        raise OSError(errno.EINVAL, "the proxy variables name no http:// proxy, and no other kind is supported")
     return parts.hostname, parts.port or 80
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -14,6 +15,7 @@ import types
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import (
     _artifact,
+    _artifact_hash,
     _artifact_publish,
     _manifest,
     _safefs,
@@ -689,6 +691,36 @@ def test_absent_removes_the_parts_of_an_interrupted_run(hub, path):
     assert absent(path).changed
     assert os.listdir(path.parent) == []
     assert not absent(path).changed
+
+
+def test_absent_leaves_the_parts_of_another_model(hub, path):
+    present(hub, path)
+    staging = _staging.acquire(_staging.locate(str(path)), 0.0)
+    part = staging.part(_manifest.Entry("x", 5, "a" * 64))
+    part.write(b"x", 0)
+    part.close()
+    staging.release()
+    assert not absent(path, model="acme/other").changed
+    assert (path.parent / f".{path.name}.gpufleet/parts" / ("a" * 64)).exists()
+
+
+def test_verified_fetches_anew_what_cannot_be_read(hub, path, monkeypatch):
+    present(hub, path)
+    inode = (path / "model.safetensors").stat().st_ino
+
+    class BadSector(io.FileIO):
+        def readinto(self, buffer):
+            if os.fstat(self.fileno()).st_ino == inode:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(_artifact_hash, "open", lambda handle, *args, **more: BadSector(handle), raising=False)
+    monitor = Monitor()
+    repaired = _artifact.present(request(path), hub, verify=True, monitor=monitor)
+    assert (repaired.changed, repaired.bytes_fetched) == (True, len(FILES["model.safetensors"]))
+    assert monitor.snapshot()["notes"] == [
+        "model.safetensors cannot be read (Input/output error); it counts as damaged."
+    ]
 
 
 def test_absent_removes_what_the_official_client_and_a_killed_run_left(hub, path):

@@ -292,11 +292,13 @@ def test_refusals_are_told_apart_and_not_retried(server, answer, code):
         (refused(0, status=503), 0.1),
         (refused(0, status=500), 0.1),
         ((429, {"Retry-After": "7"}, {}), 7.0),
-        ((503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b""), 0.1),
+        ((503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b""), 0.0),
+        ((503, {"Retry-After": "Wed, 21 Oct 2199 07:28:00 GMT"}, b""), 60.0),
+        ((503, {"Retry-After": "soon"}, b""), 0.1),
         (refused(10010205001, "Error 1461: Can't create more than max_prepared_stmt_count statements"), 0.1),
         ((200, {"Content-Length": "100"}, b"{"), 0.1),
     ],
-    ids=["503", "500", "429", "date", "overload as 404", "cut short"],
+    ids=["503", "500", "429", "past date", "far date", "no date", "overload as 404", "cut short"],
 )
 def test_what_may_pass_is_retried(server, answer, wait):
     server.routes[f"{API}/repo/files"] = [answer, ok({"Files": [{"Path": "x"}]})]

@@ -306,6 +306,25 @@ def test_a_part_that_cannot_be_opened_ends_it():
         fetch(Script(always=right), store)
 
 
+@pytest.mark.parametrize("what", ["write", "read", "complete"])
+def test_a_disk_that_fails_ends_it_and_is_not_called_the_network(what):
+    class Store(MemoryStore):
+        def part(self, item):
+            made = super().part(item)
+
+            def broken(*args):
+                raise OSError(errno.EIO, "Input/output error")
+
+            setattr(made, what, broken)
+            return made
+
+    store = Store()
+    store.kept[entry().sha256] = bytearray(DATA[:3000])  # so that something is read back
+    with pytest.raises(FleetError, match="Input/output error") as caught:
+        fetch(Script(always=right), store)
+    assert caught.value.code == "disk.failed"
+
+
 @pytest.mark.usefixtures("small")
 def test_a_silent_connection_is_taken_over_and_harms_nothing_when_it_wakes_up(monkeypatch):
     """The rest of its range is fetched by another; the file may be complete and closed when its bytes come."""
