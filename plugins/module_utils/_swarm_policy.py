@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _PROBE = 0.1
+_LATES_MAX = 6
+"""Times that a peer may keep us waiting, each time half as long as the time before."""
+_REDEEMED = 256
+"""Right pieces that make up for one time."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Patience:
     ``stagger`` more for each place in the chain, so that not all do so at once. ``connect``, ``answer`` and ``piece``
     are for one connection, one answer beyond what was asked to wait, and all bytes of one piece. ``poll`` is how long a
     peer may keep a request.
+
+    What a peer says of its progress may be untrue, or of something else. So a piece is late after ``hub`` whatever it
+    says: then the others are asked for it, and after ``promises`` times as long the hub. Where that cannot be asked,
+    ``longest`` is the end.
     """
 
     start: float = 20.0
@@ -38,6 +46,8 @@ class Patience:
     poll: float = 2.5
     first_retry: float = 2.0
     longest_retry: float = 60.0
+    promises: float = 5.0
+    longest: float = 12 * 3600.0
 
 
 @dataclass
@@ -55,6 +65,9 @@ class _Peer:
     moved_at: float = 0.0
     received: int = 0
     strikes: int = 0
+    lates: int = 0
+    late_at: float = 0.0
+    pieces: int = 0
     given_up: list[str] = field(default_factory=list)
 
 
@@ -122,6 +135,9 @@ class Peers:
         with self._lock:
             peer = self._get(name)
             peer.received += count
+            peer.pieces += 1
+            if peer.pieces % _REDEEMED == 0:
+                peer.lates = max(0, peer.lates - 1)
             peer.moved_at = self._clock()
 
     def failed(self, name: str, why: str) -> None:
@@ -154,13 +170,29 @@ class Peers:
             if first:
                 self._give_up(peer, why)
 
+    def late(self, name: str, since: float) -> None:
+        """A piece that it was asked for ``since`` then came from elsewhere, though it said that it got on."""
+        with self._lock:
+            peer, now = self._get(name), self._clock()
+            if since < peer.late_at:
+                return  # one of several pieces that were asked for at the same time
+            peer.late_at = now
+            peer.lates += 1
+            peer.slow_until = max(peer.slow_until, now + 3 * self._patience.stall * 2.0**peer.lates)
+            if peer.lates >= _LATES_MAX:
+                self._ban(peer, "said again and again that it got on and gave nothing")
+            else:
+                self._give_up(peer, "said that it got on and gave nothing")
+
+    def due(self, name: str, place: int) -> float:
+        """Seconds after which a piece is late that it is asked for, by a host that has so many before it."""
+        with self._lock:
+            return (self._patience.hub + self._patience.stagger * place) * 0.5 ** self._get(name).lates
+
     def ban(self, name: str, why: str) -> None:
         """It gave wrong bytes: it is not asked again in this run."""
         with self._lock:
-            peer = self._get(name)
-            if not peer.banned:
-                peer.banned = why
-                self._tell(f"{name} {why}. It is not asked again in this run.")
+            self._ban(self._get(name), why)
 
     def strike(self, name: str) -> int:
         """It contradicted itself; how often it did so far."""
@@ -200,6 +232,11 @@ class Peers:
 
     def _get(self, name: str) -> _Peer:
         return self._peers.setdefault(name, _Peer(name))
+
+    def _ban(self, peer: _Peer, why: str) -> None:
+        if not peer.banned:
+            peer.banned = why
+            self._tell(f"{peer.name} {why}. It is not asked again in this run.")
 
     def _give_up(self, peer: _Peer, why: str) -> None:
         if why not in peer.given_up:

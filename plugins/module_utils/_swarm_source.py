@@ -66,12 +66,21 @@ class Common:
     stop: threading.Event
     hub_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    clock: Callable[[], float] = time.monotonic
 
     def ask(self, name: str, question: Question) -> Reply:
         """Ask a peer, and remember that it is there. Raises PeerFailure."""
         reply = self.client.ask(name, question)
         self.peers.answered(name, reply.facts.progress)
         return reply
+
+
+@dataclass
+class _Wait:
+    """For one piece: since when, and for whom in vain although it says that it gets on."""
+
+    since: float
+    late: str = ""
 
 
 class SwarmSource:
@@ -96,15 +105,37 @@ class SwarmSource:
     def open(self, entry: Entry, start: int, end: int) -> Stream:
         self._notice_drops(entry)
         if not self._order or entry.sha256 in self._direct_only or start >= end:
-            return self.from_hub(entry, start, end)
-        body = self.from_peers(entry, start // self._piece)
-        if body is None:
-            return self.from_hub(entry, start, end)
-        return _Pieces(self, self._common, entry, start, end, body, self._piece)
+            return self._from_hub(entry, start, end)
+        found = self.find(entry, start, end)
+        if not isinstance(found, bytearray):
+            return found
+        return _Pieces(self, entry, start, end, found, self._piece)
+
+    def find(self, entry: Entry, start: int, end: int) -> bytearray | Stream:
+        """The piece that begins at ``start``, checked; or, from the hub, all that is wanted."""
+        common, began = self._common, self._common.clock()
+        wait = _Wait(began)
+        while True:
+            body = self._from_peers(entry, start // self._piece, wait)
+            if body is not None:
+                return body
+            try:
+                stream = self._from_hub(entry, start, end)
+            except (FleetError, OSError):
+                # A host that has nobody else to ask: what it waits for may be hours behind something else.
+                if not wait.late or common.clock() - began >= common.patience.longest:
+                    raise
+                text = f"{wait.late} gives nothing of {entry.path} yet, and the hub cannot. It is waited for."
+                self._complain(text, "promise")
+                wait = _Wait(common.clock())
+            else:
+                if wait.late:
+                    common.peers.late(wait.late, wait.since)
+                return stream
 
     # --- the hub ---
 
-    def from_hub(self, entry: Entry, start: int, end: int) -> Stream:
+    def _from_hub(self, entry: Entry, start: int, end: int) -> Stream:
         """The bytes as the hub gives them, which need not be those that were asked for: the transfer judges that."""
         try:
             stream = self._direct.open(entry, start, end)
@@ -132,7 +163,7 @@ class SwarmSource:
 
     # --- peers ---
 
-    def from_peers(self, entry: Entry, index: int) -> bytearray | None:
+    def _from_peers(self, entry: Entry, index: int, wait: _Wait) -> bytearray | None:
         """One piece, checked; None where the hub has to be asked."""
         common, skip = self._common, set[str]()
         start, end = piece_range(index, entry.size, self._piece)
@@ -147,15 +178,15 @@ class SwarmSource:
                 self._complain(f"{entry.path}: no other host gives it now. It comes from the hub.", "nobody")
                 return None
             else:
-                body = self._try(name, entry, index, question, skip)
+                body = self._try(name, entry, index, question, skip, wait)
                 if body is not None:
                     return body
-                if self._out_of_patience(name):
-                    waited = f"{common.peers.stalled(name):.0f} s"
-                    self._complain(f"No other host got anywhere for {waited}. The hub is asked instead.", "stall")
+                if self._out_of_patience(name, wait):
                     return None
 
-    def _try(self, name: str, entry: Entry, index: int, question: Question, skip: set[str]) -> bytearray | None:
+    def _try(
+        self, name: str, entry: Entry, index: int, question: Question, skip: set[str], wait: _Wait
+    ) -> bytearray | None:
         common = self._common
         try:
             reply = common.ask(name, question)
@@ -163,9 +194,16 @@ class SwarmSource:
             common.peers.failed(name, str(exc))
             return None
         if reply.status == _swarm_wire.WAITING:
-            if common.peers.stalled(name) < common.patience.stall:
+            stalled = common.peers.stalled(name) >= common.patience.stall
+            late = common.clock() - wait.since >= common.peers.due(name, len(self._order))
+            if not stalled and not late:
                 return None
-            return self._from_another(name, entry, index, question, skip)
+            body = self._from_another(name, entry, index, question, skip)
+            if body is not None and stalled:
+                common.peers.slow(name, "got nowhere while others had more")
+            elif body is not None:
+                common.peers.late(name, wait.since)
+            return body
         body = self._accept(name, entry, index, question, reply)
         if body is None:
             skip.add(name)
@@ -187,13 +225,21 @@ class SwarmSource:
             if reply.status == _swarm_wire.OK:
                 body = self._accept(name, entry, index, question, reply)
                 if body is not None:
-                    self._common.peers.slow(slow, "got nowhere while others had more")
                     return body
         return None
 
-    def _out_of_patience(self, name: str) -> bool:
-        patience, place = self._common.patience, len(self._order)
-        return self._common.peers.stalled(name) > patience.hub + patience.stagger * place
+    def _out_of_patience(self, name: str, wait: _Wait) -> bool:
+        common, place = self._common, len(self._order)
+        patience, stalled = common.patience, common.peers.stalled(name)
+        if stalled > patience.hub + patience.stagger * place:
+            self._complain(f"No other host got anywhere for {stalled:.0f} s. The hub is asked instead.", "stall")
+            return True
+        waited = common.clock() - wait.since
+        if waited < patience.promises * common.peers.due(name, place):
+            return False
+        wait.late = name
+        self._complain(f"{name} gave nothing for {waited:.0f} s. The hub is asked instead.", "late")
+        return True
 
     def _accept(self, name: str, entry: Entry, index: int, question: Question, reply: Reply) -> bytearray | None:
         """The bytes of an answer, if they are the right ones."""
@@ -369,10 +415,8 @@ class _Pieces:
 
     whole = False
 
-    def __init__(
-        self, source: SwarmSource, common: Common, entry: Entry, start: int, end: int, body: bytearray, piece: int
-    ) -> None:
-        self._source, self._common, self._entry, self._piece = source, common, entry, piece
+    def __init__(self, source: SwarmSource, entry: Entry, start: int, end: int, body: bytearray, piece: int) -> None:
+        self._source, self._entry = source, entry
         self.offset: int | None = start
         self.total: int | None = entry.size
         self.described = "pieces from the other hosts of the fleet"
@@ -398,11 +442,10 @@ class _Pieces:
             self._hub.close()
 
     def _next(self) -> None:
-        body = self._source.from_peers(self._entry, self._pos // self._piece)
-        if body is not None:
-            self._base, self._body = self._pos, memoryview(body)
+        stream = self._source.find(self._entry, self._pos, self._end)
+        if isinstance(stream, bytearray):
+            self._base, self._body = self._pos, memoryview(stream)
             return
-        stream = self._source.from_hub(self._entry, self._pos, self._end)
         if stream.offset != self._pos:
             stream.close()
             raise TransientError("transfer.incomplete", "the hub gives no ranges")  # asked anew, the transfer adapts
