@@ -74,7 +74,8 @@ def run_prune(module: AnsibleModule) -> dict[str, Any]:
     if params["work"]:
         work = _mirror_prune.Work(params["work"], [item["path"] for item in params["keep"] if item["path"]])
     removal = _mirror_prune.prune(params["root"], keep, work, params["lock_timeout"], module.check_mode)
-    return {**_removed(module, removal), "artifacts_removed": removal.artifacts}
+    result = {**_removed(module, removal), "artifacts_removed": removal.artifacts}
+    return {**result, "left": removal.left, "warnings": [f"Not removed: {text}" for text in removal.left]}
 
 
 def _present(module: AnsibleModule) -> dict[str, Any]:

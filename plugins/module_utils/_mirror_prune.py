@@ -11,10 +11,17 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _manifest, _mirror, _safefs
+from ansible_collections.gpufleet.vllm.plugins.module_utils import (
+    _artifact,
+    _mirror,
+    _prune_find,
+    _prune_use,
+    _safefs,
+    _staging,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._mirror import Kept
 from ansible_collections.gpufleet.vllm.plugins.module_utils._mirror_home import (
     OLD,
@@ -24,16 +31,23 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._mirror_home import 
     models,
     opened,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._prune_find import LEFTOVER, Candidate
+
+_SHOWN = 3
 
 
 @dataclass
 class Removal:
-    """What is removed, by name: models whole; branches, tags and commits as ``owner/name@revision``; directories."""
+    """What is removed, by name: models whole; branches, tags and commits as ``owner/name@revision``; directories.
+
+    ``left`` says what stays beside, and why.
+    """
 
     models: list[str] = field(default_factory=list)
     refs: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     bytes_freed: int = 0
     before: str = ""
     after: str = ""
@@ -49,13 +63,14 @@ class _Freed:
     def __init__(self) -> None:
         self._seen: dict[tuple[int, int], list[int]] = {}
 
-    def add(self, root: int, path: str) -> None:
+    def add(self, root: int, path: str, only: Collection[str] | None = None) -> None:
+        """Count the files below ``path``: all of them, or ``only`` these."""
         try:
             with _safefs.directory(root, path) as handle:
-                items = [item.stat for item in _safefs.walk(handle, "").values() if item.kind == "file"]
+                items = {name: item.stat for name, item in _safefs.walk(handle, "").items() if item.kind == "file"}
         except (FileNotFoundError, NotADirectoryError):
             return
-        for found in items:
+        for found in (state for name, state in items.items() if only is None or name in only):
             counted = self._seen.setdefault((found.st_dev, found.st_ino), [0, found.st_nlink, found.st_size])
             counted[0] += 1
 
@@ -97,9 +112,9 @@ def prune(root: str, keep: Sequence[Kept], work: Work | None, timeout: float, ch
                 removal.before += text
                 removal.after += text
     if work is not None:
-        for path in work.strangers():
-            removal.artifacts.append(path)
-            work.remove(path, freed, check_mode)
+        for stranger in work.strangers(removal.left):
+            removal.artifacts.append(stranger.path)
+            work.remove(stranger, freed, removal.left, timeout, check_mode)
     removal.bytes_freed = freed.bytes
     return removal
 
@@ -156,31 +171,68 @@ class Work:
         self.path = os.path.realpath(path)
         self._keep = {os.path.realpath(item) for item in keep}
 
-    def strangers(self) -> list[str]:
-        """Artifacts that nobody wants, and what unfinished downloads of such ones left. Nothing else is touched."""
+    def strangers(self, left: list[str]) -> list[Candidate]:
+        """Artifacts that nobody wants, and what unfinished downloads of such left; ``left`` gets what must stay."""
         try:
             names = sorted(os.listdir(self.path))
         except FileNotFoundError:
             return []
-        return [os.path.join(self.path, name) for name in names if self._is_stranger(name)]
+        found = [one for one in map(self._stranger, names) if one is not None]
+        left += [f"{one.path}: {one.fault}." for one in found if one.fault]
+        found = [one for one in found if not one.fault]
+        # By path alone: the files themselves are the mirror's as well, which may be sending them.
+        uses = _prune_use.uses_of([_prune_use.Watched(one.path) for one in found]).found
+        left += [f"{path} is in use: {use}." for path, use in sorted(uses.items())]
+        return [one for one in found if one.path not in uses]
 
-    def _is_stranger(self, name: str) -> bool:
+    def _stranger(self, name: str) -> Candidate | None:
         path = os.path.join(self.path, name)
         if path in self._keep or not stat.S_ISDIR(os.lstat(path).st_mode):
-            return False
-        suffix = _manifest.STATE_DIRECTORY
-        if name.startswith(".") and name.endswith(suffix):
-            return os.path.join(self.path, name[1 : -len(suffix)]) not in self._keep
-        return os.path.isfile(os.path.join(path, suffix, _manifest.MANIFEST_NAME))
+            return None
+        if _prune_find.is_staging(name):
+            found = _prune_find.leftover_at(path)
+            return None if found.target in self._keep else found
+        if not os.path.isfile(os.path.join(path, _artifact.MANIFEST_PATH)):
+            return None
+        return _prune_find.artifact_at(path)
 
-    def remove(self, path: str, freed: _Freed, check_mode: bool) -> None:
+    def remove(self, stranger: Candidate, freed: _Freed, left: list[str], timeout: float, check_mode: bool) -> None:
+        """What the manifest owns, or what a run left, under the artifact's lock. Raises FleetError."""
+        manifest = stranger.manifest
+        owned = None if manifest is None else {*manifest.by_path(), _artifact.MANIFEST_PATH}
+        if stranger.foreign:
+            left.append(f"{stranger.path} keeps what is not of the model: {_some(stranger.foreign)}.")
         handle = _safefs.open_directory(self.path)
         try:
-            freed.add(handle, os.path.basename(path))
-            if not check_mode:
-                _safefs.remove_tree(handle, os.path.basename(path))
+            freed.add(handle, os.path.basename(stranger.path), owned)
         finally:
             os.close(handle)
+        if check_mode:
+            return
+        if stranger.kind == LEFTOVER:
+            self._remove_leftover(stranger, timeout)
+            if not stranger.interrupted:
+                return
+            manifest = _prune_find.artifact_at(stranger.target).manifest  # the lock's next holder put it back
+        if manifest is not None:
+            request = _artifact.Request(
+                manifest.model, manifest.revision, stranger.target, manifest.endpoint, lock_timeout=timeout
+            )
+            _artifact.absent(request)
+
+    @staticmethod
+    def _remove_leftover(stranger: Candidate, timeout: float) -> None:
+        with _artifact.os_errors():
+            staging = _staging.acquire(_staging.locate(stranger.target), timeout)
+            try:
+                staging.discard()
+            finally:
+                staging.release()
+
+
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(ascii(path)[1:-1] for path in paths[:_SHOWN]) + more
 
 
 def as_kept(item: Mapping[str, str | None]) -> Kept:

@@ -93,7 +93,7 @@ def find(roots: t.Sequence[str], warnings: list[str]) -> list[Candidate]:
         for relative, kind in _walk(root, warnings):
             path = f"{root}/{relative}"
             if path not in found:
-                candidate = _artifact_at(path) if kind == ARTIFACT else _leftover_at(path)
+                candidate = artifact_at(path) if kind == ARTIFACT else leftover_at(path)
                 alias = os.path.normpath(f"{given}/{os.path.relpath(candidate.target, root)}")
                 found[path] = replace(candidate, places=tuple(dict.fromkeys((candidate.target, alias))))
     return [found[path] for path in sorted(found)]
@@ -152,7 +152,8 @@ def _directories(root: int, path: str) -> list[str]:
 # --- artifacts -------------------------------------------------------------------------------------------------------
 
 
-def _artifact_at(path: str) -> Candidate:
+def artifact_at(path: str) -> Candidate:
+    """The artifact in this directory, without links in its path; ``fault`` where it is none that can be told."""
     staging = _staging.Location(*os.path.split(path), inside=False).staging
     bare = Candidate(path, ARTIFACT, path, staging, (path,), watched=Watched(path))
     warnings: list[str] = []
@@ -224,7 +225,8 @@ def _watched(path: str, items: t.Mapping[str, _safefs.Item]) -> Watched:
 # --- leftovers -------------------------------------------------------------------------------------------------------
 
 
-def _leftover_at(path: str) -> Candidate:
+def leftover_at(path: str) -> Candidate:
+    """What is left in this staging directory; ``fault`` where it may hold something that is not ours."""
     parent, name = os.path.split(path)
     target = os.path.join(parent, name[1 : -len(STATE_DIRECTORY)])
     bare = Candidate(path, LEFTOVER, target, path, (target,), watched=Watched(path))

@@ -54,11 +54,13 @@ options:
   work:
     description:
       - The directory in which the artifacts were fetched. Artifacts directly below it that no O(keep[].path) names are
-        removed, and what their unfinished downloads left. Nothing else in it is touched.
+        removed, and what their unfinished downloads left. Of an artifact only what its manifest has goes. What a
+        process on the host uses by a path in it, or a container has mounted, stays. Nothing else in it is touched.
+      - Name a directory that is the mirror's own. Other hosts are not asked.
     type: path
   lock_timeout:
     description:
-      - Seconds to wait for another run on the same model.
+      - Seconds to wait for another run on the same model, on the mirror or below O(work).
     type: float
     default: 60.0
 seealso:
@@ -105,6 +107,14 @@ artifacts_removed:
   type: list
   elements: str
   sample: [/srv/mirror/work/acme--old--master]
+left:
+  description:
+    - What stays below O(work) although nobody wants it, and why. Files that are not of a model, what is in use, and
+      what cannot be told to be ours. Each is a warning, too.
+  returned: success
+  type: list
+  elements: str
+  sample: ["/srv/mirror/work/acme--old--master keeps what is not of the model: notes.txt."]
 bytes_freed:
   description: Size of the files of which no other name is left.
   returned: success

@@ -7,9 +7,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import (
@@ -24,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Ent
 
 MODEL = "acme/tiny"
 ONE, TWO = "1" * 40, "2" * 40
+SHA = "a" * 64
 FILES = {"config.json": b"{}", "sub/model.bin": b"weights", "sub/empty": b""}
 
 
@@ -296,6 +300,80 @@ def test_bytes_are_free_when_the_last_name_goes(root, path, tmp_path):
 def test_work_that_is_wanted_stays_with_what_is_being_fetched(path):
     for name in (".tiny.gpufleet", ".gone.gpufleet", ".other"):
         (path.parent / name).mkdir()
-    work = _mirror_prune.Work(str(path.parent), [str(path)])
-    assert work.strangers() == [str(path.parent / ".gone.gpufleet")]
-    assert _mirror_prune.Work(str(path.parent / "none"), []).strangers() == []
+    work, left = _mirror_prune.Work(str(path.parent), [str(path)]), []
+    assert [item.path for item in work.strangers(left)] == [str(path.parent / ".gone.gpufleet")]
+    assert _mirror_prune.Work(str(path.parent / "none"), []).strangers(left) == []
+    assert left == []
+
+
+def pruned(root, work, timeout=5.0):
+    """What a prune that keeps nothing does in ``work``; check mode has said so."""
+    check = _mirror_prune.prune(str(root), [], _mirror_prune.Work(str(work), []), timeout, True)
+    real = _mirror_prune.prune(str(root), [], _mirror_prune.Work(str(work), []), timeout, False)
+    assert vars(check) == vars(real)
+    return real
+
+
+def test_of_an_artifact_in_work_only_what_the_manifest_owns_goes(root, path):
+    (path / "mine.txt").write_text("mine")
+    (path / "sub/notes").write_text("mine")
+    done = pruned(root, path.parent)
+    assert done.artifacts == [str(path)]
+    assert done.left == [f"{path} keeps what is not of the model: mine.txt, sub/notes."]
+    assert sorted(item.name for item in path.rglob("*")) == ["mine.txt", "notes", "sub"]
+    again = pruned(root, path.parent)
+    assert (again.changed, again.left) == (False, [])
+
+
+def test_what_a_run_works_on_in_work_stays(root, path):
+    parts = path.parent / ".new.gpufleet/parts"
+    parts.mkdir(parents=True)
+    (parts / SHA).write_bytes(b"half")
+    for name in ("new", "tiny"):
+        staging = path.parent / f".{name}.gpufleet"
+        staging.mkdir(exist_ok=True)
+        with (staging / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(FleetError) as caught:
+                _mirror_prune.prune(str(root), [], _mirror_prune.Work(str(path.parent), []), 0, False)
+        assert caught.value.code == "artifact.locked"
+        assert name in caught.value.seen
+        if name == "new":
+            assert (parts / SHA).read_bytes() == b"half"
+            assert pruned(root, path.parent).artifacts == [str(parts.parent), str(path)]
+            make_artifact(path)
+    assert (path / "config.json").exists()
+    assert pruned(root, path.parent).artifacts == [str(path.parent / ".tiny.gpufleet"), str(path)]
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_cannot_be_told_to_be_ours_stays_in_work(root, path):
+    (path / ".gpufleet/manifest.json").write_text("{}")
+    (path.parent / ".gone.gpufleet").mkdir()
+    (path.parent / ".gone.gpufleet/notes.txt").write_text("mine")
+    for _unused in range(2):
+        done = pruned(root, path.parent)
+        assert not done.changed
+        assert [text.split(":")[0] for text in done.left] == [str(path.parent / ".gone.gpufleet"), str(path)]
+    assert (path / "config.json").exists()
+    assert (path.parent / ".gone.gpufleet/notes.txt").exists()
+
+
+def test_what_a_process_uses_in_work_stays(root, path):
+    code = "import sys; f = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-c", code, str(path / "config.json")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        done = pruned(root, path.parent)
+        process.stdin.close()
+    assert not done.changed
+    assert done.left[0].startswith(f"{path} is in use: process {process.pid} ")
+    assert pruned(root, path.parent).artifacts == [str(path)]
+
+
+def test_the_only_copy_of_a_version_that_nobody_wants(root, path):
+    staging = path.parent / ".tiny.gpufleet"
+    staging.mkdir()
+    path.rename(staging / "old")
+    assert pruned(root, path.parent).artifacts == [str(staging)]
+    assert list(path.parent.iterdir()) == []
