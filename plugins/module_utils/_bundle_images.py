@@ -43,6 +43,8 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _MANIFEST_BYTES_MAX = 16 * 1024 * 1024
 _ABSENT = re.compile(r"manifest unknown|name unknown|not found|NAME_UNKNOWN|MANIFEST_UNKNOWN", re.IGNORECASE)
 _SCRATCH = ".skopeo-"
+MARKER = ".gpufleet.json"
+"""Tells that a directory is ours: what no image needs is removed from it."""
 _DIRECTORY_VERSION = "Directory Transport Version: 1.1\n"
 
 
@@ -223,8 +225,13 @@ class Images:
     # --- into the directory ---
 
     def _store(self) -> list[Stored]:
+        _bundle_tree.check_own(self.options.path, MARKER, "image.path_in_use")
         if self.options.check_mode:
             return [self._fetch(item) for item in self.items]
+        os.makedirs(self.options.path, 0o755, exist_ok=True)
+        # First of all, so that a run that is killed leaves a directory that the next one knows.
+        with open(os.path.join(self.options.path, MARKER), "a", encoding="utf-8"):
+            pass
         os.makedirs(os.path.join(self.options.path, "sha256"), 0o755, exist_ok=True)
         handle = _bundle_tree.lock(os.path.join(self.options.path, ".lock"), self.options.path)
         try:

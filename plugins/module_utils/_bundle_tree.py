@@ -308,6 +308,23 @@ def _write_all(handle: int, piece: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
+def check_own(path: str, marker: str, code: str) -> None:
+    """Refuse a directory that holds something and not our ``marker``: what is in it may be anybody's."""
+    try:
+        names = sorted(os.listdir(path))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise FleetError(code, f"{path} is no directory", "a directory, or nothing", "choose another path") from None
+    if names and marker not in names:
+        raise FleetError(
+            code,
+            f"{path} holds {names[0]!a}, and not the {marker} of a run of ours",
+            "a directory that holds nothing else, as what is not needed in it is removed",
+            "choose another path; if this is what a run of ours left, remove it",
+        )
+
+
 def lock(path: str, what: str) -> int:
     """Hold an exclusive lock until the descriptor is closed; the kernel frees it when the process dies."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)

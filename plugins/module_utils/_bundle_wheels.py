@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,6 +80,7 @@ def _check(options: Options) -> None:
         )
     if path_fault(os.path.basename(options.path.rstrip("/"))):
         raise FleetError("wheels.bad_path", f"path {options.path!a}", "a directory of its own", "correct path")
+    _bundle_tree.check_own(options.path, STAMP, "wheels.path_in_use")
 
 
 def _digest(options: Options) -> str:
@@ -114,15 +116,22 @@ def _look(path: str) -> dict[str, tuple[int, int]]:
 class _Download:
     def __init__(self, options: Options, run: Run) -> None:
         self._options, self._run = options, run
-        self._new = f"{options.path.rstrip('/')}.new"
+        parent, name = os.path.split(os.path.abspath(options.path))
+        self._path, self._parent = os.path.join(parent, name), parent
+        self._new, self._old, self._lock = (
+            os.path.join(parent, f".{name}.gpufleet-{what}") for what in ("new", "old", "lock")
+        )
 
     def run(self, wanted: str) -> dict[str, tuple[int, int]]:
         """Into a directory beside, that takes the old one's place: what nobody needs any more is gone."""
         options = self._options
-        os.makedirs(os.path.dirname(os.path.abspath(self._new)), 0o755, exist_ok=True)
-        held = _bundle_tree.lock(f"{options.path.rstrip('/')}.lock", options.path)
+        os.makedirs(self._parent, 0o755, exist_ok=True)
+        held = _bundle_tree.lock(self._lock, options.path)
         try:
-            shutil.rmtree(self._new, ignore_errors=True)
+            if not os.path.lexists(self._path):  # killed between the two renames
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(self._old, self._path)
+            self._clean()
             os.mkdir(self._new, 0o755)
             for name, text in zip(file_names(len(options.requirements)), options.requirements):
                 with open(os.path.join(self._new, name), "w", encoding="utf-8") as stream:
@@ -133,13 +142,23 @@ class _Download:
                 os.chmod(os.path.join(self._new, name), 0o644)
             with open(os.path.join(self._new, STAMP), "w", encoding="utf-8") as stream:
                 json.dump({"wanted": wanted, "files": files}, stream)
-            shutil.rmtree(options.path, ignore_errors=True)
-            os.rename(self._new, options.path)
+            self._swap()
         finally:
-            shutil.rmtree(self._new, ignore_errors=True)
-            os.unlink(f"{options.path.rstrip('/')}.lock")
+            self._clean()
+            os.unlink(self._lock)
             os.close(held)
         return files
+
+    def _swap(self) -> None:
+        """By two renames: a run that is killed between them leaves nothing that is half ours."""
+        _bundle_tree.check_own(self._path, STAMP, "wheels.path_in_use")  # pip took its time
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._path, self._old)
+        os.rename(self._new, self._path)
+
+    def _clean(self) -> None:
+        for path in (self._new, self._old):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _pip(self, name: str, text: str) -> None:
         options = self._options

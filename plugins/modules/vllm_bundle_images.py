@@ -36,7 +36,7 @@ options:
     required: true
   path:
     description:
-      - The directory of blobs.
+      - The directory of blobs. It is this module's own; with O(state=stored) one that holds anything else is refused.
     type: path
     required: true
   state:

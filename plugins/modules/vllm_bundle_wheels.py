@@ -30,7 +30,7 @@ attributes:
 options:
   path:
     description:
-      - The directory. It is this module's own.
+      - The directory. It is this module's own, and replaced as a whole; one that holds anything else is refused.
     type: path
     required: true
   requirements:

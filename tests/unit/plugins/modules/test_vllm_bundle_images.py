@@ -35,3 +35,24 @@ def test_no_images_are_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "images/sha256/old").write_text("an older image's")
     call(capsys, images=[], path=str(tmp_path / "images"))
     assert not list((tmp_path / "images/sha256").iterdir()), "it holds the listed images alone"
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_the_blobs_of_somebody_else_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], check_mode: bool, exclusive: bool
+) -> None:
+    layout = tmp_path / "blobs"
+    (layout / "sha256").mkdir(parents=True)
+    (layout / "sha256/0123").write_text("a layer of another tool")
+    result = call(capsys, images=[], path=str(layout), exclusive=exclusive, _ansible_check_mode=check_mode)
+    assert (result["failed"], result["code"]) == (True, "image.path_in_use")
+    assert [path.name for path in layout.rglob("*")] == ["sha256", "0123"]
+
+
+def test_a_directory_that_a_killed_run_made_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    assert not call(capsys, images=[], path=str(tmp_path / "images")).get("failed")
+    (tmp_path / "images/.skopeo-x").mkdir()
+    assert not call(capsys, images=[], path=str(tmp_path / "images")).get("failed")
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [".gpufleet.json", ".lock", "sha256"]
