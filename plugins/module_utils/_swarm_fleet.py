@@ -11,7 +11,10 @@ Each host's worker computes the same from the same looks, so nothing has to be h
 
 from __future__ import annotations
 
+import itertools
 import typing as t
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _manifest
@@ -22,6 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import (
     Membership,
     Pinned,
     chains,
+    contents,
     piece_size,
 )
 
@@ -36,6 +40,7 @@ class _Listing:
     commit: str | None
     rows: tuple[dict[str, t.Any], ...]
     warnings: tuple[str, ...] = ()
+    doubtful: bool = False
 
 
 def memberships(
@@ -98,6 +103,7 @@ def _membership(
                 include=tuple(artifact["include"]),
                 exclude=tuple(artifact["exclude"]),
                 warnings=listing.warnings,
+                doubtful=listing.doubtful,
             )
         )
     known = {name, *(host for chain in mine for host in chain.hosts)}
@@ -112,19 +118,191 @@ def _key(artifact: t.Mapping[str, t.Any]) -> str:
 
 
 def _agree(artifact: t.Mapping[str, t.Any], looks: t.Mapping[str, Look], seed: str | None) -> _Listing | None:
-    """What the fleet takes the revision to be: the word of the seed, else of the first host that asked the hub for the
-    files, else of a host that has the artifact complete. None where no host can tell."""
+    """What the fleet takes the revision to be: the word of the seed, else of most of the hosts that asked the hub for
+    the files (a branch may move meanwhile), else of a host that has the artifact complete. None where no host can tell,
+    or where two contradict each other."""
+    if _dispute(artifact, looks):
+        return None
     names = sorted(looks, key=lambda name: name != seed)  # stable: the play's order otherwise
-    model = (artifact["model"], artifact["revision"])
-    for name in names:
-        for item in looks[name]["artifacts"]:
-            if (item["model"], item["revision"]) == model and item.get("rows"):
-                return _Listing(item.get("commit"), tuple(item["rows"]), tuple(item.get("warnings") or ()))
-    for name in names:
-        for item in looks[name]["artifacts"]:
-            if _key(item) == _key(artifact) and item["complete"] and item.get("files"):
-                return _Listing(item.get("commit"), tuple(_as_row(file) for file in item["files"]))
+    items = [(name, item) for name in names for item in looks[name]["artifacts"] if _same_model(item, artifact)]
+    asked = [(name, item) for name, item in items if item.get("rows")]
+    if asked:
+        votes = Counter(item.get("commit") for _name, item in asked)
+        first_name, first = asked[0]
+        if first_name != seed:
+            first = max((item for _name, item in asked), key=lambda item: votes[item.get("commit")])
+        rows = tuple(first["rows"])
+    else:
+        found = [item for _name, item in items if _key(item) == _key(artifact) and item["complete"]]
+        nothing: t.Mapping[str, t.Any] = {}
+        first = next((item for item in found if item.get("files")), nothing)
+        rows = tuple(_as_row(file) for file in first.get("files") or ())
+    if not rows:
+        return None
+    doubtful = any("commit" in item and item["commit"] != first.get("commit") for _name, item in items)
+    return _Listing(first.get("commit"), rows, tuple(first.get("warnings") or ()), doubtful)
+
+
+def _dispute(artifact: t.Mapping[str, t.Any], looks: t.Mapping[str, Look]) -> tuple[list[str], list[str]] | None:
+    """The hosts that say one thing of a commit and those that say another: one of them does not tell the truth."""
+    said: dict[str | None, dict[tuple[t.Any, ...], list[str]]] = {}
+    for name, look in looks.items():
+        for item in look["artifacts"]:
+            if not _same_model(item, artifact):
+                continue
+            commit, rows = item.get("commit"), item.get("rows")
+            if rows:
+                claim = (True, tuple(sorted(contents(rows).items(), key=str)))
+            elif item.get("files") and commit is not None:
+                claim = (False, tuple(sorted(contents(map(_as_row, item["files"])).items(), key=str)))
+            else:
+                continue
+            names = said.setdefault(commit, {}).setdefault(claim, [])
+            if name not in names:
+                names.append(name)
+    for claims in said.values():
+        for one, other in itertools.combinations(claims, 2):
+            if _contradict(one, other):
+                return claims[one], claims[other]
     return None
+
+
+def _contradict(one: tuple[t.Any, ...], other: tuple[t.Any, ...]) -> bool:
+    """Whether two claims, (of everything or of a selection, the files), cannot both be true."""
+    (whole, files), (other_whole, other_files) = (one[0], dict(one[1])), (other[0], dict(other[1]))
+    if any(files[path] != other_files[path] for path in files.keys() & other_files.keys()):
+        return True
+    return bool((whole and other_files.keys() - files.keys()) or (other_whole and files.keys() - other_files.keys()))
+
+
+def _same_model(item: t.Mapping[str, t.Any], other: t.Mapping[str, t.Any]) -> bool:
+    return bool((item["model"], item["revision"]) == (other["model"], other["revision"]))
+
+
+# --- what a person should know ---------------------------------------------------------------------------------------
+
+
+def doubts(looks: t.Mapping[str, Look], seed: str | None, told: t.Mapping[str, Membership]) -> list[str]:
+    """Why the fleet does not do what it was asked to do, a sentence for each reason."""
+    said: dict[str, None] = {}
+    if seed and told and seed not in looks:
+        said[f"The seed, {seed!a}, is none of the hosts that take part in this run. Another host asks the hub."] = None
+    wanted = {_key(item): item for look in looks.values() for item in look["artifacts"]}
+    for key, artifact in wanted.items():
+        lacking = {
+            name
+            for name, look in looks.items()
+            if any(_key(item) == key and not item["complete"] for item in look["artifacts"])
+        }
+        if not lacking:
+            continue
+        what = f"{artifact['model']} at revision {artifact['revision']}"
+        dispute = _dispute(artifact, looks)
+        if dispute is not None:
+            one, other = (_some(names) for names in dispute)
+            said[
+                f"{what}: {one} and {other} say different things of the files of one commit. One of them does not tell "
+                "the truth, or they ask different hubs. It is not shared in this run: every host asks the hub itself."
+            ] = None
+        elif len(lacking) > 1 and _agree(artifact, looks, seed) is None:
+            said[
+                f"{what}: none of the hosts can ask the hub for it, and none has it complete. It cannot be shared in "
+                "this run: every host asks the hub itself."
+            ] = None
+        elif (
+            seed is not None
+            and seed in lacking
+            and any(_asks(looks[name], key) for name in lacking)
+            and not _asks(looks[seed], key)
+        ):
+            said[f"{what}: the seed, {seed!a}, cannot ask the hub. Another host does."] = None
+    return list(said)
+
+
+def _asks(look: Look, key: str) -> bool:
+    return any(_key(item) == key and item.get("rows") for item in look["artifacts"])
+
+
+def _some(names: t.Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+# --- what a host said ------------------------------------------------------------------------------------------------
+
+
+def read_look(document: object) -> Look:
+    """What a host said, which need not be a look at all. Raises ValueError: one host must not stop the others."""
+    look = _mapping(document, "it")
+    return {
+        "address": _text(look.get("address"), "address"),
+        "open": bool(look.get("open")),
+        "artifacts": [_read_artifact(item) for item in _list(look.get("artifacts"), "artifacts")],
+    }
+
+
+def _read_artifact(document: object) -> dict[str, t.Any]:
+    item = _mapping(document, "an artifact")
+    found: dict[str, t.Any] = {key: _text(item.get(key), key) for key in ("model", "revision")}
+    for key in ("include", "exclude", "warnings"):
+        found[key] = [_text(text, key) for text in _list(item.get(key, []), key)]
+    for key in ("complete", "allow_pickle"):
+        found[key] = bool(item.get(key))
+    for key in ("missing", "parts"):
+        found[key] = _count(item.get(key, 0), key)
+    if "commit" in item:
+        found["commit"] = None if item["commit"] is None else _text(item["commit"], "commit")
+    if item.get("rows"):
+        found["rows"] = [_read_row(row) for row in _list(item["rows"], "rows")]
+    if item.get("files"):
+        files = [_mapping(file, "a file") for file in _list(item["files"], "files")]
+        found["files"] = [
+            {
+                "path": _text(file.get("path"), "path"),
+                "size": _count(file.get("size"), "size"),
+                "sha256": _text(file.get("sha256"), "sha256"),
+            }
+            for file in files
+        ]
+    return found
+
+
+def _read_row(document: object) -> dict[str, t.Any]:
+    row = _mapping(document, "a row")
+    found: dict[str, t.Any] = {"Path": _text(row.get("Path"), "Path")}
+    for key in ("Type", "Sha256"):
+        if row.get(key) is not None:
+            found[key] = _text(row[key], key)
+    if row.get("Size") is not None:
+        found["Size"] = _count(row["Size"], "Size")
+    return found
+
+
+def _mapping(value: object, what: str) -> t.Mapping[t.Any, t.Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} is no mapping")
+    return value
+
+
+def _list(value: object, what: str) -> list[t.Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is no list")
+    return value
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is no text")
+    return str(value)
+
+
+def _count(value: object, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{what} is no number of bytes")
+    return int(value)
+
+
+# --- small -----------------------------------------------------------------------------------------------------------
 
 
 def _as_row(file: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

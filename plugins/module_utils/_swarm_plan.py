@@ -99,9 +99,10 @@ def chains(states: Sequence[HostState], seed: str | None = None) -> tuple[Chain,
     """The chains of all artifacts that somebody lacks, in the order in which every host shall go through them: what
     most hosts lack comes first, so that those who lack little do not wait for those who lack much.
 
-    Of the hosts that have an artifact, one gives it and ``SPARES`` more stand by. The others follow: ``seed`` first,
-    then who has a way to the hub, then who lacks least, so that what earlier runs left is not asked of the hub again;
-    then as in ``states``.
+    Of the hosts that have an artifact, one gives it and ``SPARES`` more stand by. The others follow: who has a way to
+    the hub, of those ``seed`` first, then who lacks least, so that what earlier runs left is not asked of the hub
+    again, then who has least to do besides, so that nobody waits for one that is at something else; then as in
+    ``states``.
     """
     keys = sorted({key for state in states for key in state.missing})
     found = [chain for chain in (_chain(key, states, seed) for key in keys) if chain.bytes_matter]
@@ -118,8 +119,10 @@ def _chain(key: str, states: Sequence[HostState], seed: str | None) -> Chain:
     complete.sort(key=lambda name: name == seed)
     complete = complete[-1 - SPARES :]
     blind = {state.name for state in states if key in state.blind}
+    load = {state.name: sum(state.missing.values()) for state in states}
     needy = [item for item in ranked if item[0] > 0]
-    needy.sort(key=lambda item: (item[1] != seed, item[1] in blind, item[0]))
+    # The first one has nobody but the hub to ask, so not even the preferred one can be it without a way there.
+    needy.sort(key=lambda item: (item[1] in blind, item[1] != seed, item[0], load[item[1]]))
     return Chain(key, (*complete, *(name for _missing, name in needy)), len(complete))
 
 
@@ -140,7 +143,8 @@ def preference(chain: Sequence[str], complete: int, name: str, mode: str) -> tup
 @dataclass(frozen=True)
 class Pinned:
     """One artifact as the fleet agreed on it: the hub's whole listing of the model at one commit, and the chain of
-    the hosts that shall have what ``include`` and ``exclude`` select of it."""
+    the hosts that shall have what ``include`` and ``exclude`` select of it. ``doubtful``: not all hosts were told of
+    that commit, so one that can ask the hub compares before it goes along."""
 
     model: str
     revision: str
@@ -151,6 +155,7 @@ class Pinned:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    doubtful: bool = False
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -172,6 +177,7 @@ class Pinned:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "warnings": list(self.warnings),
+            "doubtful": self.doubtful,
             "chain": list(self.chain),
             "complete": self.complete,
             "rows": [dict(row) for row in self.rows],
@@ -181,6 +187,15 @@ class Pinned:
 def short_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     """A listing without what nobody reads: it is sent to every host."""
     return tuple({"Path": row_path(row), **{key: row[key] for key in _ROW if key in row}} for row in rows)
+
+
+def contents(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[object, str]]:
+    """What a listing says: size and SHA-256 by path. Two listings of one commit say the same."""
+    return {
+        str(row_path(row)): (row.get("Size"), str(row.get("Sha256") or "").strip().lower())
+        for row in rows
+        if not is_directory(row)
+    }
 
 
 @dataclass(frozen=True)
@@ -275,6 +290,7 @@ def _read_pinned(item: Mapping[str, Any]) -> Pinned:
         include=tuple(str(pattern) for pattern in item["include"]),
         exclude=tuple(str(pattern) for pattern in item["exclude"]),
         warnings=tuple(str(text) for text in item["warnings"]),
+        doubtful=bool(item["doubtful"]),
     )
 
 

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_fleet import memberships
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_fleet import doubts, memberships, read_look
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import Membership, read_membership
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +51,11 @@ def plan(looks: dict[str, list[dict[str, Any]]], mode: str = "swarm", seed: str 
         name: {"address": f"10.0.0.{place}", "artifacts": items} for place, (name, items) in enumerate(looks.items())
     }
     return memberships(whole, mode, seed, 8791, SECRET)
+
+
+def doubts_of(looks: dict[str, list[dict[str, Any]]], seed: str | None = None) -> list[str]:
+    whole = {name: {"address": "10.0.0.1", "artifacts": items} for name, items in looks.items()}
+    return doubts(whole, seed, memberships(whole, "swarm", seed, 8791, SECRET))
 
 
 def chain(told: dict[str, Membership], name: str) -> tuple[str, ...]:
@@ -135,6 +140,182 @@ def test_mode_and_port_are_handed_on() -> None:
     assert (told["a"].mode, told["a"].port) == ("seed", 8791)
     assert told["a"].serves
     assert not told["b"].serves
+
+
+# ---- hosts that contradict each other
+
+
+def forged(commit: str | None = NEW) -> dict[str, Any]:
+    return {**lacks(commit), "rows": rows("forged")}
+
+
+@pytest.mark.parametrize("commit", [NEW, None])
+@pytest.mark.parametrize("liar", ["a", "b", "c"])
+@pytest.mark.parametrize("seed", [None, "a", "b", "c"])
+def test_listing_of_one_host_is_not_believed_where_another_was_told_otherwise(
+    commit: str | None, liar: str, seed: str | None
+) -> None:
+    looks = {name: [forged(commit) if name == liar else lacks(commit)] for name in "abc"}
+    looks["blind"] = [blind()]
+    assert plan(looks, seed=seed) == {}
+    (text,) = doubts_of(looks, seed)
+    assert "acme/a at revision master" in text
+    groups = sorted([liar, ", ".join(name for name in "abc" if name != liar)])
+    assert f"{groups[0]} and {groups[1]} say" in text or f"{groups[1]} and {groups[0]} say" in text
+    assert "every host asks the hub itself" in text
+
+
+def test_dispute_about_one_artifact_leaves_the_others_shared() -> None:
+    told = plan({name: [found, lacks(revision="v2")] for name, found in (("a", forged()), ("b", lacks()))})
+    assert [pinned.revision for pinned in told["a"].artifacts] == ["v2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"Size": 5001}, {"Sha256": "0" * 64}, {"Path": "other"}, {"Sha256": ""}],
+    ids=str,
+)
+def test_any_difference_of_a_file_counts(change: dict[str, Any]) -> None:
+    assert plan({"a": [lacks()], "b": [{**lacks(), "rows": [{**rows()[0], **change}]}]}) == {}
+    more = {**lacks(), "rows": [*rows(), {**rows("y")[0], "Path": "evil.py", **change}]}
+    assert plan({"a": [lacks()], "b": [more]}) == {}, "nor is a file more"
+
+
+def test_order_directories_and_spelling_do_not_count() -> None:
+    second = {**rows("y")[0], "Path": "config.json"}
+    one = [*rows(), second, {"Path": "sub", "Type": "tree", "Size": 0}]
+    other = [{**second, "Sha256": second["Sha256"].upper()}, *rows()]
+    assert len(plan({"a": [{**lacks(), "rows": one}], "b": [{**lacks(), "rows": other}]})) == 2
+
+
+def test_files_of_a_complete_host_contradict_a_forged_listing() -> None:
+    assert plan({"evil": [forged()], "has": [has()], "blind": [blind()]}) == {}
+    (text,) = doubts_of({"evil": [forged()], "has": [has()], "blind": [blind()]})
+    assert "evil and has say different things" in text
+
+
+def test_two_complete_hosts_that_contradict_each_other_give_nothing() -> None:
+    assert plan({"a": [has()], "b": [has(mark="forged")], "blind": [blind()]}) == {}
+
+
+def test_selection_of_a_complete_host_does_not_contradict_the_whole() -> None:
+    listing = [*rows(), {**rows("y")[0], "Path": "config.json"}]
+    told = plan({"a": [{**lacks(), "rows": listing}], "b": [has()], "c": [{**lacks(), "rows": listing}]})
+    assert set(told) == {"a", "b", "c"}
+    more = [*files(), {"path": "evil.py", "size": 1, "sha256": "0" * 64}]
+    assert plan({"a": [lacks()], "b": [{**has(), "files": more}], "c": [lacks()]}) == {}
+
+
+def test_what_most_were_told_counts_where_a_branch_moved_and_is_to_be_compared() -> None:
+    told = plan({"a": [forged(OLD)], "b": [lacks()], "c": [lacks()], "blind": [blind()]})
+    assert {part.artifacts[0].commit for part in told.values()} == {NEW}
+    assert {part.artifacts[0].doubtful for part in told.values()} == {True}
+    assert read_membership(told["a"].as_dict()).artifacts[0].doubtful
+    told = plan({"a": [lacks()], "b": [lacks()]})
+    assert {part.artifacts[0].doubtful for part in told.values()} == {False}
+    told = plan({"stale": [has(OLD, "old")], "b": [lacks()]})
+    assert {part.artifacts[0].doubtful for part in told.values()} == {True}
+
+
+# ---- why it is not as it was asked for
+
+
+def test_seed_that_is_not_there_is_said() -> None:
+    looks = {"a": [lacks()], "b": [lacks()]}
+    assert doubts_of(looks) == []
+    assert doubts_of(looks, "a") == []
+    (text,) = doubts_of(looks, "elsewhere")
+    assert "'elsewhere', is none of the hosts" in text
+    assert doubts_of({"a": [has()], "b": [has()]}, "elsewhere") == [], "nobody needs it"
+
+
+def test_seed_without_a_way_to_the_hub_is_not_first_and_that_is_said() -> None:
+    looks = {"seed": [blind()], "b": [lacks()]}
+    assert chain(plan(looks, seed="seed"), "b") == ("b", "seed")
+    (text,) = doubts_of(looks, "seed")
+    assert "the seed, 'seed', cannot ask the hub" in text
+
+
+def test_what_nobody_knows_is_said() -> None:
+    (text,) = doubts_of({"a": [blind()], "b": [blind()]})
+    assert "none of the hosts can ask the hub" in text
+    assert doubts_of({"a": [blind()]}) == []
+    assert doubts_of({"a": [has()], "b": []}) == []
+
+
+# ---- what is no look
+
+
+def look_of(*items: dict[str, Any]) -> dict[str, Any]:
+    return {"address": "10.0.0.1", "artifacts": list(items), "open": True}
+
+
+@pytest.mark.parametrize("item", [lacks(), blind(), has(), has(None)], ids=["lacks", "blind", "has", "no commit"])
+def test_look_stays_what_it_is(item: dict[str, Any]) -> None:
+    read = dict(read_look(json.loads(json.dumps(look_of(item)))))
+    (artifact_read,) = read.pop("artifacts")
+    assert read == {"address": "10.0.0.1", "open": True}
+    assert {key: artifact_read[key] for key in item if key not in ("rows", "files")} == {
+        key: value for key, value in item.items() if key not in ("rows", "files")
+    }
+    assert artifact_read.get("rows") == item.get("rows")
+    assert artifact_read.get("files") == item.get("files")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"model": {}},
+        {"include": None},
+        {"include": [1]},
+        {"exclude": "x"},
+        {"missing": "abc"},
+        {"missing": -1},
+        {"missing": True},
+        {"parts": [1]},
+        {"commit": 7},
+        {"warnings": [{}]},
+        {"rows": "x"},
+        {"rows": [1]},
+        {"rows": [{"Type": "blob"}]},
+        {"rows": [{**rows()[0], "Size": "x"}]},
+        {"rows": [{**rows()[0], "Sha256": 5}]},
+        {"files": [1]},
+        {"files": {"path": "x"}},
+        {"files": [{"path": "x", "size": None, "sha256": "0" * 64}]},
+    ],
+    ids=str,
+)
+def test_what_is_no_look_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="is no "):
+        read_look(look_of({**lacks(), **change}))
+
+
+@pytest.mark.parametrize("document", [None, [], "x", {}, {"address": 1}, {"address": "x", "artifacts": {}}], ids=str)
+def test_anything_else_is_refused(document: object) -> None:
+    with pytest.raises(ValueError, match="is no "):
+        read_look(document)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*lacks(), *has()]), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*lacks(), *has(), "parts"]), json_values, max_size=4))
+def test_no_answer_of_one_host_stops_the_plan_of_all(change: dict[str, Any]) -> None:
+    looks = {"odd": look_of({**lacks(), **change}), "b": look_of(lacks()), "c": look_of(lacks())}
+    read = {}
+    for name, document in looks.items():
+        try:
+            read[name] = read_look(document)
+        except ValueError:
+            assert name == "odd"
+    told = memberships(read, "swarm", None, 8791, SECRET)
+    doubts(read, None, told)
 
 
 kinds = st.sampled_from([lacks, blind, has])

@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import (
     Membership,
     Pinned,
     chains,
+    contents,
     hub_connections,
     normal_address,
     piece_count,
@@ -108,6 +109,20 @@ def test_what_most_lack_comes_first() -> None:
     assert [chain.key for chain in chains(states)] == ["big", "common", "rare"]
 
 
+def test_seed_without_a_way_to_the_hub_stands_behind_those_that_have_one() -> None:
+    """The first one has nobody but the hub to ask."""
+    states = [HostState("seed", {"a": 5}, frozenset("a")), HostState("b", {"a": 9}), HostState("c", {"a": 7})]
+    assert chains(states, "seed")[0].hosts == ("c", "b", "seed")
+    blind = [HostState(state.name, state.missing, frozenset("a")) for state in states]
+    assert chains(blind, "seed")[0].hosts == ("seed", "c", "b"), "where nobody has one, it is as good as any"
+
+
+def test_nobody_waits_for_one_that_is_at_something_else_if_there_is_another_way() -> None:
+    states = [HostState("busy", {"a": 90, "b": 5}), HostState("free", {"b": 5}), HostState("other", {"a": 90})]
+    found = {chain.key: chain.hosts for chain in chains(states)}
+    assert found == {"a": ("other", "busy"), "b": ("free", "busy")}
+
+
 def test_with_a_seed_only_those_are_asked_who_were_first() -> None:
     chain = ("have-1", "have-2", "need-1", "need-2")
     assert preference(chain, 2, "need-2", "seed") == ("have-2", "have-1")
@@ -131,6 +146,13 @@ def test_membership_survives_its_way_to_the_host() -> None:
     told = membership()
     assert read_membership(json.loads(json.dumps(told.as_dict()))) == told
     assert "Revision" not in told.as_dict()["artifacts"][0]["rows"][0], "what nobody reads is not sent"
+
+
+def test_two_listings_of_the_same_files_have_the_same_contents() -> None:
+    other = {"Name": ROW["Path"], "Type": "blob", "Size": ROW["Size"], "Sha256": " " + str(ROW["Sha256"]).lower()}
+    assert contents([ROW, {"Path": "a", "Type": "tree"}]) == contents([other])
+    assert contents([ROW]) != contents([{**ROW, "Size": 1}])
+    assert contents([ROW]) != contents([ROW, {**ROW, "Path": "x"}])
 
 
 def test_secret_is_not_shown() -> None:
