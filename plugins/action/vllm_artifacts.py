@@ -22,7 +22,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_wait impo
     progress_line,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import lost_connection, unreachable_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_fleet import memberships
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_fleet import (
+    Look,
+    doubts,
+    memberships,
+    read_look,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import MODES, Membership
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_wire import new_secret
 
@@ -100,10 +105,11 @@ class ActionModule(ActionBase):
             return self._handed_on(mine)
         if not together or not mine.get("look"):
             return {key: value for key, value in mine.items() if key not in SAID or key == "job"}
-        looks = {name: one["look"] for name, one in said.items() if one.get("look") and not one.get("failed")}
+        looks, warnings = _looks(said)
         told = memberships(looks, str(args["distribution"]), own["seed"], int(args.get("peer_port") or 0), _secret())
+        warnings += doubts(looks, own["seed"], told)
         part = told.get(host)
-        if part is None and not mine["look"]["open"]:
+        if part is None and host in looks and not looks[host]["open"]:
             return self._handed_on(mine)
         if part is not None:
             self._say_who_begins(part)
@@ -111,6 +117,8 @@ class ActionModule(ActionBase):
             args = {**args, "secret": document.pop("secret"), "membership": document}
         answer = self._call({**args, "phase": "start"}, task_vars)
         answer.pop("invocation", None)  # the whole listing
+        if warnings:
+            answer["warnings"] = [*warnings, *(answer.get("warnings") or [])]
         return answer
 
     @staticmethod
@@ -213,6 +221,19 @@ def _said(task_vars: dict[str, t.Any], name: str, variable: str) -> Answer:
     hostvars = task_vars.get("hostvars") or {}
     said = hostvars[name].get(variable) if name in hostvars else None
     return said if isinstance(said, dict) else {}
+
+
+def _looks(said: dict[str, Answer]) -> tuple[dict[str, Look], list[str]]:
+    """What the hosts saw, without those that say nothing of use, and a warning for each that says what is no look."""
+    looks: dict[str, Look] = {}
+    warnings: list[str] = []
+    for name, one in said.items():
+        if one.get("look") and not one.get("failed"):
+            try:
+                looks[name] = read_look(one["look"])
+            except ValueError as exc:
+                warnings.append(f"What {name} says of its artifacts cannot be used ({exc}). The others do without it.")
+    return looks, warnings
 
 
 def _secret() -> str:

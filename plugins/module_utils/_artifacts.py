@@ -175,14 +175,16 @@ def look_around(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
 def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
     """Look; where there is something to do, see to it that a job does it, and say which."""
     params, verify = options.params, options.params["state"] == "verified"
-    membership = _membership(params)
+    membership, warnings = _membership(params), []
+    if membership is not None:
+        membership, warnings = _together().vet(pieces, membership)
     if not verify:
         look(pieces, membership)
     jobs, job_id = _job.Jobs(), identity(pieces, params)
     serves = membership is not None and membership.serves
     if all(piece.entry is not None for piece in pieces) and not serves:
-        return _nothing_to_do(jobs, jobs.get(job_id), pieces, options)
-    warnings: list[str] = []
+        result = _nothing_to_do(jobs, jobs.get(job_id), pieces, options)
+        return {**result, "warnings": [*warnings, *(result.get("warnings") or [])]}
     with jobs.locked():
         job = jobs.get(job_id)
         pace = {key: params[key] for key in PACE}
@@ -191,7 +193,7 @@ def start(pieces: list[Piece], options: Options) -> dict[str, t.Any]:
             pace["run"] = _together().run_mark(membership)
             _make_room(jobs, membership.port)
         if job.works and job.record.get("pace") == pace:
-            return {"changed": False, "job": {**described(job), "attached": True}}
+            return {"changed": False, "job": {**described(job), "attached": True}, "warnings": warnings}
         if verify and _fresh(job):
             return {"changed": False, "job": {**described(job), "attached": True}}
         if job.there():

@@ -12,6 +12,7 @@ First every host looks and says what it has and lacks. From that the controller 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import typing as t
 
@@ -19,6 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _artifact, _m
 from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_fetch import Companion
 from ansible_collections.gpufleet.vllm.plugins.module_utils._artifacts_piece import Piece
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import Resolution
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm import (
     IDLE_SECONDS,
     TOTAL_SECONDS,
@@ -28,13 +30,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import (
     Membership,
     Pinned,
+    contents,
     read_membership,
     short_rows,
 )
 
 if t.TYPE_CHECKING:
     from ansible_collections.gpufleet.vllm.plugins.module_utils._artifact import Hub
-    from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import Resolution
     from ansible_collections.gpufleet.vllm.plugins.module_utils._progress import Monitor
     from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import Observer, Source
 
@@ -133,6 +135,36 @@ def look(piece: Piece) -> dict[str, t.Any] | None:
         "rows": list(short_rows(rows)),
         "missing": sum(max(0, size - parts.get(sha256, 0)) for sha256, size in sizes.items()),
     }
+
+
+def vet(pieces: t.Sequence[Piece], membership: Membership) -> tuple[Membership | None, list[str]]:
+    """The part without what this host's own hub contradicts, and what a person should know of that. Where the hosts
+    were told of different commits, the one that the fleet settled on may be the word of a single host."""
+    refused, warnings = [], []
+    for piece in pieces:
+        pinned = _pinned(piece, membership)
+        why = _contradiction(piece.hub(), pinned) if pinned is not None and pinned.doubtful else ""
+        if pinned is not None and why:
+            refused.append(pinned)
+            warnings.append(
+                f"{pinned.model} at revision {pinned.revision}: the hosts were told of different commits, and of "
+                f"{pinned.commit}, which the fleet settled on, {why}. This host does not believe the others, and asks "
+                "the hub itself."
+            )
+    if not refused:
+        return membership, []
+    kept = tuple(pinned for pinned in membership.artifacts if pinned not in refused)
+    return (dataclasses.replace(membership, artifacts=kept) if kept else None), warnings
+
+
+def _contradiction(hub: Hub, pinned: Pinned) -> str:
+    """What this host's hub says against it; empty where it says the same, or cannot be asked."""
+    try:
+        hub.resolve(pinned.model, pinned.revision, patient=False)
+        rows = hub.list_rows(pinned.model, Resolution(pinned.revision, pinned.commit))
+    except FleetError as exc:
+        return "" if exc.code in _NO_WAY else f"the hub says to this host: {exc.seen.rstrip('.')}"
+    return "" if contents(rows) == contents(pinned.rows) else "the hub lists other files to this host"
 
 
 def settle(piece: Piece, membership: Membership) -> None:

@@ -312,6 +312,33 @@ def test_who_lacks_it_is_told_from_whom_it_comes(host: Host, shown: list[str], t
     assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()] == [0o600]
 
 
+def test_hosts_that_contradict_each_other_ask_the_hub_and_say_who_they_are(host: Host) -> None:
+    forged = look_of(address="10.0.0.3")
+    forged["artifacts"][0]["rows"][0]["Sha256"] = "cd" * 32
+    result = join(host, {"gpu-01": LACKS, "gpu-02": HAS, "gpu-03": {**LACKS, "look": forged}})
+    assert host.phases == ["start"]
+    assert "membership" not in host.calls[0]
+    assert "gpu-03" in result["warnings"][0]
+    assert result["warnings"][1:] == STARTED["warnings"]
+
+
+@pytest.mark.parametrize("look", ["x", {"address": 5}, {**look_of(), "artifacts": [{"model": None}]}], ids=str)
+def test_host_that_says_what_is_no_look_does_not_stop_the_others(host: Host, look: t.Any) -> None:
+    odd: Answer = {**LACKS, "look": look}
+    result = join(host, {"gpu-01": LACKS, "gpu-02": odd, "gpu-03": {**LACKS, "look": look_of(address="10.0.0.3")}})
+    assert host.calls[0]["membership"]["artifacts"][0]["chain"] == ["gpu-01", "gpu-03"]
+    assert "What gpu-02 says of its artifacts cannot be used" in result["warnings"][0]
+    host.calls.clear()
+    join(host, {"gpu-02": odd, "gpu-01": LACKS})
+    assert host.phases == ["start"]
+    assert "membership" not in host.calls[0]
+
+
+def test_seed_that_is_not_in_the_run_is_said(host: Host) -> None:
+    result = join(host, {"gpu-01": LACKS, "gpu-02": {**LACKS, "look": look_of(address="10.0.0.3")}}, seed="gpu-99")
+    assert "'gpu-99', is none of the hosts" in result["warnings"][0]
+
+
 def test_who_has_no_part_makes_no_call(host: Host) -> None:
     result = join(host, {"gpu-01": HAS, "gpu-02": HAS})
     assert host.calls == []

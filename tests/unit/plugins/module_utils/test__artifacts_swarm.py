@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import socket
@@ -21,6 +22,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import Resoluti
 from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import Entry
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm import Swarm
 from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_fleet import memberships
+from ansible_collections.gpufleet.vllm.plugins.module_utils._swarm_plan import Membership
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import TransientError
 
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 300_000}
@@ -59,6 +61,7 @@ class Hub:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.patient: list[bool] = []
+        self.listed: list[str | None] = []
         self.error: FleetError | None = None
 
     def resolve(self, model: str, revision: str, patient: bool = True) -> Resolution:
@@ -70,6 +73,7 @@ class Hub:
 
     def list_rows(self, model: str, resolution: Resolution) -> list[dict[str, t.Any]]:
         self.asked.append("list")
+        self.listed.append(resolution.commit)
         if self.error is not None:
             raise self.error
         return [
@@ -213,6 +217,87 @@ def test_membership_comes_in_two_parts(hub: Hub, tmp_path: Path) -> None:
     mark = _artifacts_swarm.run_mark(told["2"])
     assert mark not in SECRET
     assert SECRET not in mark
+
+
+# ---- what the fleet settled on, compared with this host's own hub
+
+
+def told_by_another(piece: Piece, commit: str, config: bytes = b"{}") -> Membership:
+    """The part of a host whose look was of ``COMMIT``, where the seed says ``commit`` and its own of one file."""
+    mine = look(piece)
+    theirs = {**mine, "commit": commit, "rows": [dict(row) for row in mine["rows"]]}
+    theirs["rows"][0]["Sha256"] = hashlib.sha256(config).hexdigest()
+    looks = {"me": {"address": "10.0.0.1", "artifacts": [mine]}, "you": {"address": "10.0.0.2", "artifacts": [theirs]}}
+    return memberships(looks, "swarm", "you", 8791, SECRET)["me"]
+
+
+def test_branch_that_moved_is_believed_once_the_hub_says_the_same(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    part = told_by_another(piece, "e" * 40)
+    hub.asked.clear()
+    assert _artifacts_swarm.vet([piece], part) == (part, [])
+    assert hub.asked == ["resolve", "list"]
+    assert hub.listed[-1] == "e" * 40, "the commit that the fleet settled on"
+
+
+def test_listing_that_the_hub_contradicts_is_not_believed(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    part = told_by_another(piece, "e" * 40, b"forged")
+    kept, warnings = _artifacts_swarm.vet([piece], part)
+    assert kept is None
+    assert len(warnings) == 1
+    assert "the hub lists other files to this host" in warnings[0]
+    assert "e" * 40 in warnings[0]
+
+
+def test_commit_that_the_hub_does_not_know_is_not_believed(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    part = told_by_another(piece, "e" * 40)
+    hub.error = FleetError("hub.not_found", "There is no such revision", "one that exists", "Correct it")
+    kept, warnings = _artifacts_swarm.vet([piece], part)
+    assert kept is None
+    assert "There is no such revision" in warnings[0]
+
+
+def test_host_that_cannot_ask_believes_the_others(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    part = told_by_another(piece, "e" * 40, b"forged")
+    hub.error = unreachable()
+    assert _artifacts_swarm.vet([piece], part) == (part, [])
+
+
+def test_where_all_were_told_the_same_the_hub_is_not_asked_again(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    part = told_by_another(piece, COMMIT)
+    hub.asked.clear()
+    assert _artifacts_swarm.vet([piece], part) == (part, [])
+    assert hub.asked == []
+
+
+def test_only_what_is_contradicted_is_left_out(hub: Hub, tmp_path: Path) -> None:
+    piece = piece_at(tmp_path / "model")
+    part = told_by_another(piece, "e" * 40, b"forged")
+    other = dataclasses.replace(part.artifacts[0], model="acme/other", doubtful=False)
+    both = dataclasses.replace(part, artifacts=(*part.artifacts, other))
+    kept, warnings = _artifacts_swarm.vet([piece], both)
+    assert kept is not None
+    assert kept.artifacts == (other,)
+    assert len(warnings) == 1
+
+
+def test_module_call_that_is_told_a_forged_listing_takes_the_hubs(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    piece_at(tmp_path / "model").present(False)
+    document = told_by_another(piece_at(tmp_path / "twin"), "e" * 40, b"forged").as_dict()
+    secret = document.pop("secret")
+    item = {"model": "acme/tiny", "revision": "master", "path": str(tmp_path / "model"), "include": [], "exclude": []}
+    params = {**PARAMS, "phase": "start", "artifacts": [item], "membership": document, "secret": secret}
+    result = _artifacts.perform(_artifacts.Options(params))
+    assert "job" not in result, "what the hub lists is here already"
+    assert [entry["commit"] for entry in result["results"]] == [COMMIT]
+    assert "does not believe the others" in result["warnings"][0]
 
 
 # ---- along with a job
