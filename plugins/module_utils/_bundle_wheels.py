@@ -128,9 +128,6 @@ class _Download:
         os.makedirs(self._parent, 0o755, exist_ok=True)
         held = _bundle_tree.lock(self._lock, options.path)
         try:
-            if not os.path.lexists(self._path):  # killed between the two renames
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(self._old, self._path)
             self._clean()
             os.mkdir(self._new, 0o755)
             for name, text in zip(file_names(len(options.requirements)), options.requirements):
@@ -157,6 +154,9 @@ class _Download:
         os.rename(self._new, self._path)
 
     def _clean(self) -> None:
+        # Between the two renames the packages are in here, and only there.
+        if not os.path.lexists(self._path) and os.path.isfile(os.path.join(self._old, STAMP)):
+            os.rename(self._old, self._path)
         for path in (self._new, self._old):
             shutil.rmtree(path, ignore_errors=True)
 
