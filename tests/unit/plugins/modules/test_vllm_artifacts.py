@@ -351,4 +351,5 @@ def test_nothing_is_read_from_a_homes_neighbour(call, tmp_path):
     place.mkdir(parents=True)
     place.chmod(0o777)
     result = call("acme/tiny", phase="start")
+    place.chmod(0o700)
     assert (result["failed"], result["code"]) == (True, "job.foreign_directory")
