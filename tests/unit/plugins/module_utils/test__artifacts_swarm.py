@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import socket
 import typing as t
@@ -386,3 +387,72 @@ def test_failed_artifact_is_given_up_for_those_who_wait(
     assert piece.entry is not None
     assert piece.entry["failed"]
     assert abandoned == ["acme/tiny"]
+
+
+# ---- ends
+
+
+def lingering(home: Path, job_id: str, **record: t.Any) -> Path:
+    """The directory of a job that is done and goes on for others; its process is this one."""
+    me = _job.process_of(os.getpid())
+    assert me is not None
+    directory = home / job_id
+    directory.mkdir(parents=True)
+    home.chmod(0o700)
+    who = {"pid": me.pid, "boot": me.boot, "start": me.start}
+    (directory / "job.json").write_text(json.dumps({**who, **record}))
+    (directory / "result.json").write_text(json.dumps({"results": [], "lingers": True}))
+    return directory
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the jobs that were stopped."""
+    ids: list[str] = []
+
+    def stop(job: _job.Job, seconds: float = 0.0) -> bool:
+        ids.append(job.id)
+        return True
+
+    monkeypatch.setattr(_job.Job, "stop", stop)
+    return ids
+
+
+def test_what_goes_on_giving_can_be_stopped(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: list[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    home = tmp_path / "state" / "gpufleet-vllm" / "jobs"
+    piece = piece_at(tmp_path / "model")
+    lingering(home, "00000000000000aa", gives=[piece.path], paths=[], port=8791)
+    lingering(home, "00000000000000bb", gives=["/elsewhere"], paths=[], port=8791)
+    lingering(home, "00000000000000cc", gives=["/elsewhere"], paths=[], port=9999)
+    result = _artifacts.stop([piece], check_mode=True)
+    assert ([job["id"] for job in result["stopped"]], stopped) == (["00000000000000aa"], [])
+    _artifacts.stop([piece], check_mode=False)
+    assert stopped == ["00000000000000aa"]
+    stopped.clear()
+    _artifacts._make_room(_job.Jobs(), 8791)
+    assert stopped == ["00000000000000aa", "00000000000000bb"], "whoever has the port of a new run makes room"
+    stopped.clear()
+    assert _artifacts.end({"id": "00000000000000cc"}) == {"changed": False}
+    assert stopped == ["00000000000000cc"]
+    with pytest.raises(FleetError, match="is not the id of a job"):
+        _artifacts.end({"id": "../../etc"})
+
+
+def test_job_that_an_interrupted_run_left_giving_is_handed_to_this_one(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    item = {"model": "acme/tiny", "revision": "master", "path": str(tmp_path / "model"), "include": [], "exclude": []}
+    params = {**PARAMS, "artifacts": [item]}
+    piece = piece_at(tmp_path / "model")
+    piece.present(False)
+    job_id = _artifacts.identity([piece], params)
+    assert "lingering" not in _artifacts.perform(_artifacts.Options(params))
+    lingering(tmp_path / "state" / "gpufleet-vllm" / "jobs", job_id, gives=[piece.path], paths=[])
+    for phase in ("look", "start"):
+        result = _artifacts.perform(_artifacts.Options({**params, "phase": phase}))
+        assert result["lingering"] == {"id": job_id}
+        assert "lingers" not in result
