@@ -43,7 +43,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _MANIFEST_BYTES_MAX = 16 * 1024 * 1024
 _ABSENT = re.compile(r"manifest unknown|name unknown|not found|NAME_UNKNOWN|MANIFEST_UNKNOWN", re.IGNORECASE)
 _SCRATCH = ".skopeo-"
-MARKER = ".gpufleet.json"
+MARKER = ".gpufleet-images"
 """Tells that a directory is ours: what no image needs is removed from it."""
 _DIRECTORY_VERSION = "Directory Transport Version: 1.1\n"
 

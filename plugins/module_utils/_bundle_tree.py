@@ -94,6 +94,7 @@ class Tree:
         self._root: int | None = None
         self._stats: dict[str, list[object]] = {}
         self._ours: set[str] = set()
+        self._known = False
 
     def __enter__(self) -> Tree:
         if os.path.lexists(self.path) and not os.path.isdir(self.path):
@@ -157,15 +158,18 @@ class Tree:
         except (ValueError, AttributeError, TypeError):
             # A machine that lost its power: what is here is told from others' files by the manifest, and hashed.
             self._stats, self._ours = {}, set()
+        self._known = _safefs.lstat(self.root, STATE) is not None
         with contextlib.suppress(FleetError):
             self._ours |= {entry.path for entry in _bundle.load(self.manifest() or b"").entries}
+            self._known = True
         self._ours = {path for path in self._ours if path_fault(path) is None}
 
     def strangers(self, entries: Iterable[Entry]) -> list[str]:
         """Files that are neither ours nor wanted."""
         if self._root is None:
             return []
-        known = self._ours | {entry.path for entry in entries} | set(OWN)
+        # In a directory that no run of ours wrote to, even a manifest.json, or a file of a wanted name, is another's.
+        known = self._ours | {entry.path for entry in entries} | set(OWN) if self._known else {LOCK}
         items = _safefs.walk(self._root, LOCK)
         return sorted(path for path, item in items.items() if item.kind != "directory" and path not in known)
 
@@ -219,9 +223,10 @@ class Tree:
     def begin(self, entries: Iterable[Entry]) -> None:
         """From here until :meth:`finish` it is no bundle."""
         self._ours |= {entry.path for entry in entries}
+        # First, so that a run that is killed here leaves a directory that the next one knows.
+        self._write_state()
         for name in (_bundle.MANIFEST, _bundle.SIGNATURE, PARTIAL):
             _safefs.unlink(self.root, name)
-        self._write_state()
 
     def link(self, entry: Entry, source: str) -> bool:
         """Give a verified file a second name here; False where the file systems can not."""

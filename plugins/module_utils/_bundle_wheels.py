@@ -21,7 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import Fleet
 from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import path_fault
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import CommandResult, run_command
 
-STAMP = ".gpufleet.json"
+STAMP = ".gpufleet-wheels.json"
 REQUIREMENTS = "requirements.txt"
 
 

@@ -91,7 +91,7 @@ class World:
         (self.root / "wheels").mkdir()
         (self.root / "wheels/requirements.txt").write_text("x==1\n")
         (self.root / "wheels/x-1-py3-none-any.whl").write_bytes(b"a wheel")
-        (self.root / "wheels/.gpufleet.json").write_text("{}")
+        (self.root / "wheels/.gpufleet-wheels.json").write_text("{}")
         (self.root / "acme-tools-1.2.3.tar.gz").write_bytes(b"a collection")
         (self.root / "extra.deb").write_bytes(b"a package")
         self.request = _bundle_write.Request(
@@ -547,6 +547,20 @@ def test_a_directory_with_other_things_in_it_is_left_alone(world: World) -> None
     assert world.refused(path=f"{world.out}.tar.001").code == "bundle.path_in_use"
     (world.root / "file").write_text("")
     assert world.refused(path=f"{world.out}.sha256", dest=str(world.root / "file")).code == "bundle.path_in_use"
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "manifest.json.sig", ".gpufleet.partial", "wheels/controller/requirements.txt"]
+)
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_file_of_a_name_of_ours_does_not_make_a_directory_ours(world: World, name: str, check_mode: bool) -> None:
+    path = world.out / name
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(FleetError) as caught:
+        world.write(check_mode=check_mode)
+    assert (caught.value.code, name in caught.value.seen) == ("bundle.path_in_use", True)
+    assert path.read_text() == "precious"
 
 
 def test_one_run_at_a_time(world: World) -> None:

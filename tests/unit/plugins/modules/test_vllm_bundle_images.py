@@ -55,4 +55,4 @@ def test_a_directory_that_a_killed_run_made_is_known(tmp_path: Path, capsys: pyt
     assert not call(capsys, images=[], path=str(tmp_path / "images")).get("failed")
     (tmp_path / "images/.skopeo-x").mkdir()
     assert not call(capsys, images=[], path=str(tmp_path / "images")).get("failed")
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [".gpufleet.json", ".lock", "sha256"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [".gpufleet-images", ".lock", "sha256"]
