@@ -128,6 +128,7 @@ options:
   seed:
     description:
       - The inventory name of the host that asks the hub. The default is the first one of the play that lacks something.
+        One that cannot reach the hub while others can, or is not in the play, is passed over with a warning.
     type: str
   address:
     description:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -180,6 +181,43 @@ def test_host_that_cannot_have_it_does_not_stop_the_others(fleet: Fleet) -> None
     assert [fleet.has_it(name) for name in others] == [True] * 3, run.output
     assert [run.recap[name]["failed"] for name in others] == [0] * 3
     assert [fleet.nothing_left(name) for name in hosts] == [True] * 4
+
+
+def lies(fleet: Fleet, name: str, **words: str) -> None:
+    """Let a host say something else than it saw, in whatever a module answers there."""
+    python = fleet.base / name / "python"
+    edits = "; ".join(f"s/{word[1:]}/{other}/g" for word, other in words.items())
+    script = python.read_text().replace(" exec ", " ", 1).rstrip()
+    python.write_text(f"{script} | sed '{edits}'\n")
+
+
+def test_host_that_lies_about_the_listing_poisons_nobody(fleet: Fleet) -> None:
+    hosts = fleet.net.hosts
+    digest = hashlib.sha256((fleet.hub.parent / "source" / "config.json").read_bytes()).hexdigest()
+    lies(fleet, hosts[0], **{f"_{digest}": "0" * 64})
+    run = fleet.play()
+    assert (run.rc, run.changed) == (0, 4), run.output
+    assert "say different things of the files of one commit" in plain(run)
+    assert f"{hosts[0]} and {', '.join(hosts[1:])} say" in plain(run)
+    assert "gives" not in run.output
+    assert [fleet.has_it(name) for name in hosts] == [True] * 4
+    assert [fleet.nothing_left(name) for name in hosts] == [True] * 4
+
+
+def test_seed_that_invents_a_commit_is_not_believed(fleet: Fleet) -> None:
+    hosts = fleet.net.hosts
+    digest = hashlib.sha256((fleet.hub.parent / "source" / "config.json").read_bytes()).hexdigest()
+    (commit,) = {one.name for one in fleet.hub.glob("**/commits/*") if one.is_dir()}
+    lies(fleet, hosts[0], **{f"_{digest}": "0" * 64, f"_{commit}": "f" * 40})
+    run = fleet.play(vllm_artifact_seed=hosts[0], hosts=hosts[1:] + hosts[:1])
+    assert "does not believe the others, and asks the hub itself" in plain(run), run.output
+    assert [fleet.has_it(name) for name in hosts[1:]] == [True] * 3, run.output
+    assert [run.recap[name]["failed"] for name in hosts[1:]] == [0] * 3, run.output
+
+
+def plain(run: Run) -> str:
+    """What it said, without the breaks of its lines."""
+    return " ".join(run.output.split())
 
 
 def test_verification_repairs_from_the_hub_and_starts_no_swarm(fleet: Fleet) -> None:
