@@ -38,6 +38,11 @@ class Run:
         return self.user + self.system
 
     @property
+    def durable(self) -> float:
+        """Seconds until what it wrote cannot be lost to a power failure."""
+        return self.wall + self.settle
+
+    @property
     def busy(self) -> bool:
         """Whether others used so much of the machine that this run's time says little."""
         return not self.ahead and self.foreign_cpu > max(BUSY * self.wall * self.cores, 0.05)
