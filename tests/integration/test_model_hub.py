@@ -669,6 +669,21 @@ def test_throttles(hub: Hub) -> None:
     assert seconds(8) > 1.3
 
 
+def test_an_answer_on_its_way_can_be_let_go(hub: Hub, source: Path) -> None:
+    slow = hub.faults.add(Fault(match="lfs/*", total_rate=100_000))
+    answers: list[Answer] = []
+    client = threading.Thread(target=lambda: answers.append(get(hub, signed_url(hub))), daemon=True)
+    client.start()
+    deadline = time.monotonic() + 20
+    while not any(request.sent for request in hub.requests.select("lfs/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    slow.hurry(1e9)
+    client.join(20)
+    assert answers[0].body == (source / WEIGHTS).read_bytes()
+    with pytest.raises(FaultError, match="no total_rate"):
+        Fault(match="lfs/*", rate=1.0).hurry(2.0)
+
+
 def test_signed_urls_expire(hub: Hub) -> None:
     hub.faults.add(Fault(match="file/*", url_ttl=1.0, times=1))
     url, lasting = signed_url(hub), signed_url(hub)

@@ -128,6 +128,12 @@ class Fault:
         if self.total_rate is not None:
             self._bucket = Bucket(self.total_rate)
 
+    def hurry(self, total_rate: float) -> None:
+        """Change ``total_rate``, of answers that are on their way too."""
+        if self._bucket is None:
+            raise FaultError("this fault has no total_rate to change.")
+        self.total_rate = self._bucket.rate = total_rate
+
     @classmethod
     def from_json(cls, value: Any) -> Fault:
         """A fault from its JSON object, with the field names above. Raises FaultError."""
