@@ -166,7 +166,8 @@ def test_each_byte_crosses_each_link_once(model: Model, tmp_path: Path) -> None:
         hosts = run.net.hosts
         before = {name: run.net.sent(name) for name in [HUB, *hosts]}
         began = time.monotonic()
-        run.start(hosts)
+        # Nobody is lost here, so a machine that is busy with something else must not look like that.
+        run.start(hosts, patience={"stall": 60.0, "hub": 120.0})
         said = run.done()
         took = time.monotonic() - began
         sent = {name: (run.net.sent(name) - before[name]) / model.total for name in [HUB, *hosts]}
