@@ -400,10 +400,11 @@ def _become(directory: str, record: t.Mapping[str, t.Any], work: t.Callable[[Run
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         full = {**record, **who, "id": os.path.basename(directory), "host": socket.gethostname(), "since": since}
         _write(directory, RECORD, json.dumps(full).encode())
-        os.write(ready, b"ready")
-        os.close(ready)
         inside = Run(directory)
         try:
+            # From here on it can be found, and so be stopped.
+            os.write(ready, b"ready")
+            os.close(ready)
             work(inside)
         except KeyboardInterrupt:
             # Stopped before the work could see to that itself.
