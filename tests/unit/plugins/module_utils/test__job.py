@@ -132,6 +132,7 @@ def test_a_killed_job(jobs: _job.Jobs) -> None:
     job = launch(jobs, work)
     process = job.process
     assert process is not None
+    wait_for(lambda: job.log() == ["last words"])
     os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: job.process is None)
     assert (job.works, job.result(), job.log()) == (False, None, ["last words"])
