@@ -116,7 +116,7 @@ def _from_checkout(source: str) -> tuple[str, bytes]:
         environment = {**kept, "LC_ALL": "C.UTF-8", "ANSIBLE_CONFIG": settings}
         with open(settings, "w", encoding="utf-8"):
             pass
-        argv = [sys.executable, "-m", "ansible", "galaxy", "collection", "build", tree, "--output-path", out]
+        argv = [sys.executable, "-m", "ansible.cli.galaxy", "collection", "build", tree, "--output-path", out]
         done = run_command(argv, _SECONDS, environment)
         built = sorted(os.listdir(out)) if os.path.isdir(out) else []
         if done.rc != 0 or len(built) != 1:

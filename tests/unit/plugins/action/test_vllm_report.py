@@ -110,7 +110,7 @@ def test_the_file(screen: Screen, tmp_path: Path) -> None:
         document = json.loads(text)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", document.pop("finished"))
         counts = {"hosts": 1, "hosts_failed": 0, "hosts_unreachable": 0, "services": 1, "services_ok": 1}
-        hosts = {"gpu-01": {**GOOD, "unreachable": False}}
+        hosts = {"gpu-01": {**GOOD, "artifacts": [], "unreachable": False}}
         assert document == {"schema": 1, "title": "Deployed", "ok": True, "counts": counts, "hosts": hosts}
     assert "模型" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -112,7 +112,7 @@ def test_a_checkout_becomes_a_tarball_that_installs_and_follows_from_its_content
     assert "playbooks/deploy.yml" in names
     assert not [name for name in names if "mine" in name or "venv" in name]
     # The very same comes from what is installed from it.
-    galaxy = [sys.executable, "-m", "ansible", "galaxy", "collection", "install", "--offline", done["path"]]
+    galaxy = [sys.executable, "-m", "ansible.cli.galaxy", "collection", "install", "--offline", done["path"]]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     subprocess.run(
         [*galaxy, "--force", "-p", tmp_path / "installed"],
