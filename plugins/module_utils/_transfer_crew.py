@@ -176,8 +176,8 @@ class Crew:
                 wanted = min(self._adaptive.allowed, max(self._left, self._bytes_left // PIECE_MIN + 1))
                 while len(threads) < wanted and not self._over():
                     thread = threading.Thread(target=self._work, args=(len(threads),), daemon=True)
-                    threads.append(thread)
                     thread.start()
+                    threads.append(thread)  # after it: a signal may come between the two
                 with self._cond:
                     self._cond.wait_for(self._over, Adaptive.TICK)
                     idle = self._idle
