@@ -77,7 +77,7 @@ def test_a_table_is_aligned_and_is_markdown() -> None:
     table = figures.Table("Time", ("Case", "s"), [("a", "10.0"), ("longer", "1")])
     assert table.plain().splitlines() == ["Time", "", "Case       s", "------  ----", "a       10.0", "longer     1"]
     assert table.markdown().splitlines() == [
-        "### Time",
+        "## Time",
         "",
         "| Case | s |",
         "|---|---:|",

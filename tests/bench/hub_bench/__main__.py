@@ -119,7 +119,7 @@ def _conditions(fast: Path, disk: Path, arguments: Sequence[str], done: Sequence
         ("Others", _others(done)),
         ("File systems", f"memory: {machine.file_system(fast)}; disk: {machine.file_system(disk)}"),
         ("Versions", f"gpufleet.vllm {own}; {clients}; Python {platform.python_version()} for all of them"),
-        ("Command", shlex.join(["python", "-m", "hub_bench", *arguments])),
+        ("Command", f"make bench BENCH={shlex.quote(shlex.join(arguments))}"),
     ]
 
 

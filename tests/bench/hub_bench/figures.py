@@ -160,4 +160,4 @@ class Table:
         head = "| " + " | ".join(self.columns) + " |"
         rule = "|" + "|".join("---" if index == 0 else "---:" for index in range(len(self.columns))) + "|"
         body = ["| " + " | ".join(row) + " |" for row in self.rows]
-        return "\n".join([f"### {self.title}", "", head, rule, *body])
+        return "\n".join([f"## {self.title}", "", head, rule, *body])

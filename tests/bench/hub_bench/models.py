@@ -25,6 +25,12 @@ from . import machine
 MIB = 1 << 20
 _LAB = Path(__file__).resolve().parents[2] / "lab"
 
+_NOT_LONGER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the benchmark is killed, the hub is to end too
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
 
 class BenchError(Exception):
     """The benchmark cannot go on; the text says what was seen and what to do."""
@@ -91,7 +97,7 @@ class Hub:
         self._root.mkdir(parents=True)
         self._log.touch()
         self.faults([])
-        command = [sys.executable, "-m", "model_hub", "serve", "--root", str(self._root)]
+        command = [sys.executable, "-c", _NOT_LONGER, "-m", "model_hub", "serve", "--root", str(self._root)]
         command += ["--faults", str(self._faults), "--log", str(self._log)]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(_LAB)}
         self._process = subprocess.Popen(
