@@ -332,8 +332,9 @@ class Run:
                 last = self._tell(snapshot(), last)
 
         self._tell(snapshot(), {})
-        self._reporter = threading.Thread(target=loop, name="reporter", daemon=True)
-        self._reporter.start()
+        reporter = threading.Thread(target=loop, name="reporter", daemon=True)
+        reporter.start()
+        self._reporter = reporter  # after it: a signal may come between the two, and who was not started is not joined
 
     def _tell(self, status: dict[str, t.Any], last: dict[str, t.Any]) -> dict[str, t.Any]:
         # A full disk does not stop the work; who reads the status sees that it is old.
@@ -346,9 +347,10 @@ class Run:
 
     def finish(self, result: dict[str, t.Any], lingers: bool = False) -> None:
         """Leave the result. One that ``lingers`` goes on for others, and reports on; it clears up after itself."""
-        if not lingers and self._reporter is not None:
+        if not lingers:
             self._end.set()
-            self._reporter.join()
+            if self._reporter is not None:
+                self._reporter.join()
         _write(self.directory, RESULT, json.dumps({**result, "lingers": lingers}).encode(), durable=True)
 
     def stopping(self) -> bool:

@@ -103,6 +103,13 @@ def call(capsys, tmp_path):
     return run
 
 
+def works(call, started, seconds=20.0):
+    """Wait until the job is at its work: before that, it is stopped as a whole."""
+    deadline = time.monotonic() + seconds
+    while not call(phase="wait", started={"job": started["job"]}, slice=0.1)["status"].get("phase"):
+        assert time.monotonic() < deadline, "it does not begin"
+
+
 def done(call, started, *models, seconds=20.0):
     """The end of the wait."""
     deadline = time.monotonic() + seconds
@@ -267,6 +274,7 @@ def test_stopping(call, tmp_path, hub):
     assert call("acme/third", state="stopped")["stopped"] == []
     assert call("acme/other", state="stopped", _check=True)["changed"]
     assert _job.process_of(started["job"]["pid"]) is not None
+    works(call, started)
     stopped = call("acme/other", state="stopped")
     assert (stopped["changed"], stopped["stopped"][0]["id"]) == (True, started["job"]["id"])
     ended = done(call, started)
