@@ -23,6 +23,8 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROLE = REPOSITORY / "roles" / "mirror"
+# Of /proc/net/tcp.
+ESTABLISHED, CLOSE_WAIT = "01", "08"
 LOG_FORMAT = "log_format requests '$request_method $request_uri \"$http_range\" $status $body_bytes_sent';"
 
 
@@ -153,7 +155,17 @@ class Mirror:
         return found
 
     def forget(self) -> None:
+        """Begin the log anew, once the answers to clients that are gone are in it."""
+        deadline = time.monotonic() + 30
+        while self._connected():
+            assert time.monotonic() < deadline, f"a client of port {self.port} does not end"
+            time.sleep(0.02)
         self.log.write_text("")
+
+    def _connected(self) -> bool:
+        """Whether nginx holds a connection still, be it that its client was killed and nginx did not notice yet."""
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
+        return any(row[1].endswith(f":{self.port:04X}") and row[3] in (ESTABLISHED, CLOSE_WAIT) for row in rows)
 
 
 def _free_port() -> int:

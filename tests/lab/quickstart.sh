@@ -51,7 +51,7 @@ lab() { PYTHONPATH=tests/lab "$python" -m "$@"; }
 play() {
     name=$1
     shift
-    "$PWD/.venv/bin/ansible-playbook" -i "$inventory" "$@" "playbooks/$name.yml"
+    XDG_STATE_HOME="$home/state" "$PWD/.venv/bin/ansible-playbook" -i "$inventory" "$@" "playbooks/$name.yml"
 }
 
 # The nearest directory that exists: the disk that a path will be on.
@@ -139,6 +139,7 @@ down() {
     [ ! -d "$home/hub/state" ] || lab model_hub stop --state "$home/hub/state" >/dev/null
     rm -rf "$home/hub"
     play teardown -e vllm_teardown_artifacts=true -e "vllm_teardown_engine=$engine"
+    rm -rf "$home/state"
     [ ! -d "$home" ] || rmdir "$home" 2>/dev/null || say "Left alone, since it is not the quickstart's: $(ls -A "$home")"
     say "Removed: the service, its model, the hub and the engine; $(($(free_mb "$home") - before)) MB are free again."
     say "What is left of it is .venv in this directory (make clean removes it)."

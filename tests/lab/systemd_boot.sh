@@ -20,9 +20,10 @@ generators=usr/lib/systemd/system-generators
 
 mask() { ln -sf /dev/null "$1"; }
 
-# A systemd with the journal, multi-user.target, and nothing of what this machine has enabled.
+# A systemd with the journal, multi-user.target, and nothing of what this machine has enabled or of our own on it.
 minimal() {
     root=$1
+    rm -rf "$root/var/lib/gpufleet-vllm"
     rm -rf "$root/etc/systemd/system" "$root/etc/systemd/system-generators"
     mkdir -p "$root/etc/systemd/system" "$root/etc/systemd/system-generators" "$root/etc/systemd/journald.conf.d"
     ln -s "/$units/multi-user.target" "$root/etc/systemd/system/default.target"

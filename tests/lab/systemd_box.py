@@ -191,7 +191,8 @@ class SystemdBox(Box):
         return "/var/lib/gpufleet-vllm"
 
     def inside(self) -> list[str]:
-        return ["nsenter", "--target", str(self.init), "--all", "env", f"--chdir={REPOSITORY}"]
+        enter = ["nsenter", "--target", str(self.init), "--all"]
+        return [*enter, "env", "--unset=XDG_STATE_HOME", f"--chdir={REPOSITORY}"]
 
     def run(self, *command: object, check: bool = True, timeout: float = 60) -> str:
         """What a command that root runs in the box prints, errors included."""
