@@ -8,81 +8,42 @@
 
 from __future__ import annotations
 
-import ipaddress
 import typing as t
-from dataclasses import dataclass, field, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _compose, _render
-from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
-    ERROR,
-    INFO,
-    WARNING,
-    Finding,
-    errors,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, Finding, errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_compose import (
     check_containers,
     check_docker,
     check_unused_images,
-    image_version,
     plan_images,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import (
-    Service,
-    parse_services,
-    parse_setting,
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import assign_gpus, tensor_parallel_size
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_host import (
+    check_engine_host,
+    choose_device,
+    choose_runtime,
+    plan_engine,
+    plan_image_engine,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import (
+    bind_address,
+    check_ports,
+    probe_host,
+    public_host,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings import (
+    COMPOSE,
+    Facts,
+    Settings,
+    check_settings,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service, parse_services
+
+__all__ = ["Settings", "make_plan", "plan_artifacts"]
 
 # How long a stop may take beyond the drain: the engine frees its GPUs and its workers leave.
 STOP_MARGIN_SECONDS = 30
-WILDCARDS = ("", "0.0.0.0", "::")
-LOOPBACK = "127.0.0.1"
-COMPOSE = "compose"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The fleet-wide choices behind a plan; paths are absolute and on the host."""
-
-    root: str
-    model_root: str
-    device: str = "auto"
-    allow_cpu: bool = False
-    runtime: str = "auto"
-    bind_address: str = "127.0.0.1"
-    address: str = ""
-    drain_seconds: int = 120
-    ready_timeout: int = 1800
-    default_args: t.Mapping[str, t.Any] = field(default_factory=dict)
-    default_environment: t.Mapping[str, t.Any] = field(default_factory=dict)
-    cpu_args: t.Mapping[str, t.Any] = field(default_factory=dict)
-    cpu_environment: t.Mapping[str, t.Any] = field(default_factory=dict)
-    engine_path: str = ""
-    engine_python: str = ""
-    engine_versions: t.Mapping[str, str] = field(default_factory=dict)
-    engine_managed: bool = True
-    image: str = ""
-    container_user: str = "2000:0"
-    container_shm_size: str = "16gb"
-    container_read_only: bool = True
-    container_gpu_driver: str = "nvidia"
-    container_ulimits: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.ULIMITS))
-    container_logging: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.LOGGING))
-    container_limits: t.Mapping[str, t.Any] = field(default_factory=dict)
-
-    def container(self, shm_size: str = "") -> _compose.Container:
-        return _compose.Container(
-            user=self.container_user,
-            shm_size=shm_size or self.container_shm_size,
-            read_only=self.container_read_only,
-            gpu_driver=self.container_gpu_driver,
-            ulimits=self.container_ulimits,
-            logging=self.container_logging,
-            limits=self.container_limits,
-        )
-
-
-Facts = t.Mapping[str, t.Any]
 
 
 def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str, t.Any]:
@@ -148,436 +109,6 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     }
 
 
-def check_settings(settings: Settings) -> tuple[Settings, list[Finding]]:
-    """The settings, held to the rules of a service's own keys; a mapping that breaks them counts as {}."""
-    checks = {
-        "root": ("path", "vllm_root"),
-        "model_root": ("path", "vllm_model_root"),
-        "engine_path": ("path", "vllm_engine_path"),
-        "bind_address": ("bind_address", "vllm_bind_address"),
-        "image": ("image", "vllm_image"),
-        "default_args": ("args", "vllm_default_args"),
-        "cpu_args": ("args", "vllm_cpu_args"),
-        "default_environment": ("environment", "vllm_default_environment"),
-        "cpu_environment": ("environment", "vllm_cpu_environment"),
-    }
-    findings: list[Finding] = []
-    good: dict[str, t.Any] = {}
-    for name, (key, variable) in checks.items():
-        value = getattr(settings, name)
-        if value == "" and name in ("engine_path", "bind_address", "image"):
-            continue
-        checked, found = parse_setting(key, variable, value)
-        findings += found
-        if not found:
-            good[name] = checked
-        elif isinstance(value, dict):
-            good[name] = {}
-    return replace(settings, **good), findings
-
-
-def choose_device(services: t.Sequence[Service], settings: Settings, facts: Facts) -> tuple[str, list[Finding]]:
-    """``cuda`` where the host has GPUs, ``cpu`` where it has none and the inventory allows it."""
-    cards = facts.get("gpus") or []
-    reason = str(facts.get("gpu_reason") or "no NVIDIA GPU was found")
-    if settings.device == "cuda" or (settings.device == "auto" and cards):
-        if cards:
-            return "cuda", []
-        return "cuda", [_no_gpu(reason)]
-    wanting = [service for service in services if service.gpus not in (None, 0)]
-    if settings.device == "cpu":
-        reason = "vllm_device is cpu" if cards else reason
-        return "cpu", [_gpus_on_cpu(service.name) for service in wanting] + _check_cpu(settings, facts, reason)
-    if wanting:
-        return "cuda", [
-            Finding(
-                "plan.no_gpu", ERROR, f"{reason}, but the service asks for GPUs", "the GPUs that gpus: names",
-                "put it on a host with GPUs, or delete gpus: and set vllm_allow_cpu: true to run it on the CPU",
-                service.name,
-            )
-            for service in wanting
-        ]  # fmt: skip
-    if not settings.allow_cpu:
-        return "cuda", [_no_gpu(reason)]
-    return "cpu", _check_cpu(settings, facts, reason)
-
-
-def _gpus_on_cpu(service: str) -> Finding:
-    return Finding(
-        "plan.gpus_on_cpu",
-        ERROR,
-        "the service asks for GPUs, and vllm_device is cpu",
-        "a service without gpus:, or a host that uses its GPUs",
-        "delete gpus: to run it on the CPU, or set vllm_device: auto",
-        service,
-    )
-
-
-def _no_gpu(reason: str) -> Finding:
-    remedy = "install the NVIDIA driver (nvidia-smi must list the cards), or set vllm_allow_cpu: true to run on the CPU"
-    return Finding("plan.no_gpu", ERROR, reason, "at least one NVIDIA GPU", remedy)
-
-
-def _check_cpu(settings: Settings, facts: Facts, reason: str) -> list[Finding]:
-    cpu = facts.get("cpu") or {}
-    if facts.get("machine") == "x86_64" and "avx2" not in (cpu.get("flags") or []):
-        seen = f"the CPU ({cpu.get('model') or 'unknown model'}) has no AVX2"
-        return [
-            Finding(
-                "plan.cpu_without_avx2",
-                ERROR,
-                seen,
-                "AVX2, which vLLM's CPU engine needs",
-                "use another host",
-            )
-        ]
-    allowed = "vllm_device: cpu" if settings.device == "cpu" else "vllm_allow_cpu: true"
-    seen = f"the CPU engine is used: {reason.rstrip('.')}"
-    return [
-        Finding(
-            "plan.cpu_engine",
-            INFO,
-            seen,
-            "a GPU for production",
-            f"nothing to do: {allowed} allows it",
-        )
-    ]
-
-
-def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]]:
-    """``compose`` where an image is set, else ``systemd`` where it is the init system, else ``supervisor``.
-
-    An explicit choice is checked, not changed.
-    """
-    has_systemd = facts.get("service_manager") == "systemd"
-    if settings.runtime == "auto" and settings.image:
-        return COMPOSE, []
-    if settings.runtime == "auto":
-        return ("systemd" if has_systemd else "supervisor"), []
-    if settings.runtime == "systemd" and not has_systemd:
-        return "systemd", [
-            Finding(
-                "plan.no_systemd", ERROR, "systemd is not the init system of this host", "systemd as PID 1",
-                "set vllm_runtime: supervisor (or auto)",
-            )
-        ]  # fmt: skip
-    return settings.runtime, []
-
-
-def plan_image_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list[Finding]]:
-    """The engine that an image carries: nothing to install, and its version only where the tag tells it."""
-    version = image_version(settings.image)
-    engine = {"flavor": device, "version": version, "path": "", "executable": "vllm", "managed": False}
-    return {**engine, "image": settings.image}, []
-
-
-def plan_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list[Finding]]:
-    """The engine's venv: one directory a flavour and version, so that an upgrade leaves the running engine alone."""
-    version = str(settings.engine_versions.get(device) or "")
-    path = settings.engine_path or f"{settings.root}/engine/{device}-{version}"
-    findings = []
-    if settings.engine_managed and not version:
-        remedy = f"set {device}: in vllm_engine_versions"
-        findings = [
-            Finding(
-                "plan.bad_setting",
-                ERROR,
-                f"vllm_engine_versions has no {device}",
-                f"a vLLM version for {device}",
-                remedy,
-            )
-        ]
-    elif not settings.engine_managed and not settings.engine_path:
-        seen = "vllm_engine_managed is false, and vllm_engine_path is empty"
-        remedy = "set vllm_engine_path to the engine that is there, or vllm_engine_managed: true"
-        findings = [Finding("plan.bad_setting", ERROR, seen, "the directory of an engine", remedy)]
-    engine = {
-        "flavor": device,
-        "version": version,
-        "path": path,
-        "executable": f"{path}/bin/vllm",
-        "managed": settings.engine_managed,
-    }
-    return engine, findings
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """What a release's wheels ask of a GPU host: the CUDA version of the driver and the compute capability."""
-
-    cuda: tuple[int, ...]
-    capability: tuple[int, ...]
-    driver: str
-
-
-# By release series. 0.33 is built with CUDA 13.0, which needs the R580 driver and dropped the GPUs before Turing.
-REQUIREMENTS = {"0.33": Requirement((13, 0), (7, 5), "580")}
-OLDEST_PYTHON = (3, 11)
-
-
-def _numbers(version: t.Any) -> tuple[int, ...]:
-    """``"13.0"`` as (13, 0); empty where it is unknown, which no check holds against a host."""
-    parts = str(version or "").split(".")
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
-
-
-def check_engine_host(engine: t.Mapping[str, t.Any], runtime: str, settings: Settings, facts: Facts) -> list[Finding]:
-    """What would only show after the models have been fetched: Python, driver, GPUs, SELinux."""
-    findings = []
-    python = _numbers(facts.get("python_version"))[:2]
-    if engine["managed"] and not settings.engine_python and python and python < OLDEST_PYTHON:
-        seen = f"Ansible uses Python {facts.get('python_version')} on this host"
-        remedy = "install Python 3.11 or newer and set vllm_engine_python to it"
-        findings.append(Finding("plan.python_too_old", ERROR, seen, "Python 3.11 or newer for vLLM", remedy))
-    needed = REQUIREMENTS.get(".".join(str(engine["version"]).split(".")[:2]))
-    if engine["flavor"] == "cuda" and (engine["managed"] or runtime == COMPOSE) and needed:
-        findings += _check_cuda(needed, str(engine["version"]), facts)
-    if runtime == "systemd" and facts.get("selinux") == "enforcing":
-        findings.append(
-            Finding(
-                "plan.selinux",
-                WARNING,
-                "SELinux is enforcing, and systemd may not run programs below a directory of type var_lib_t",
-                f"type bin_t for {engine['path']}/bin",
-                f"semanage fcontext -a -t bin_t '{engine['path']}/bin(/.*)?' && restorecon -R {engine['path']}/bin",
-            )
-        )
-    return findings
-
-
-def _check_cuda(needed: Requirement, version: str, facts: Facts) -> list[Finding]:
-    findings = []
-    nvidia = facts.get("nvidia") or {}
-    cuda = _numbers(nvidia.get("cuda_version"))
-    wanted = ".".join(str(number) for number in needed.cuda)
-    if cuda and cuda < needed.cuda:
-        seen = f"driver {nvidia.get('driver_version')} supports CUDA {nvidia.get('cuda_version')}"
-        remedy = f"install driver R{needed.driver} or newer, or choose an older vLLM in vllm_engine_versions"
-        expected = f"CUDA {wanted} for vLLM {version}"
-        findings.append(Finding("plan.driver_too_old", ERROR, seen, expected, remedy))
-    for card in facts.get("gpus") or []:
-        capability = _numbers(card.get("compute_capability"))
-        if capability and capability < needed.capability:
-            seen = f"GPU {card['index']} ({card.get('name')}) has compute capability {card['compute_capability']}"
-            expected = f"{'.'.join(str(number) for number in needed.capability)} or higher for vLLM {version}"
-            remedy = "choose an older vLLM in vllm_engine_versions, or leave the card out of every gpus:"
-            findings.append(Finding("plan.gpu_too_old", WARNING, seen, expected, remedy))
-    return findings
-
-
-def assign_gpus(
-    services: t.Sequence[Service], cards: t.Sequence[t.Mapping[str, t.Any]]
-) -> tuple[dict[str, list[dict[str, t.Any]]], list[Finding]]:
-    """Cards to services: named ones first, then counts from the lowest free index; no card twice.
-
-    A service that does not get all of its cards gets none: the finding says why.
-    """
-    cards = sorted(cards, key=lambda card: int(card["index"]))
-    findings: list[Finding] = []
-    owner: dict[str, str] = {}
-    chosen: dict[str, list[dict[str, t.Any]]] = {}
-    named = [service for service in services if isinstance(service.gpus, tuple)]
-    counted = [service for service in services if not isinstance(service.gpus, tuple)]
-    for service in named:
-        found: list[Finding] = []
-        mine: list[dict[str, t.Any]] = []
-        for wanted in t.cast("tuple[int | str, ...]", service.gpus):
-            card, finding = _find_card(wanted, cards, service.name)
-            if card is not None and card["uuid"] in owner:
-                finding = _shared(card, owner[card["uuid"]], service.name)
-            if finding or card is None:
-                found += [finding] if finding else []
-                continue
-            owner[card["uuid"]] = service.name
-            mine.append(_card(card))
-        findings += found
-        chosen[service.name] = [] if found else mine
-    for service in counted:
-        count = 1 if service.gpus is None else t.cast(int, service.gpus)
-        free = [card for card in cards if card["uuid"] not in owner and not _has_mig(card)]
-        if count == 0:
-            findings.append(_cpu_beside_gpus(service.name))
-        elif len(free) < count:
-            findings.append(_too_few(service.name, count, free, cards, owner))
-            free = []
-        for card in free[:count]:
-            owner[card["uuid"]] = service.name
-        chosen[service.name] = [_card(card) for card in free[:count]]
-    return chosen, findings
-
-
-def _card(card: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    return {"index": card["index"], "uuid": card["uuid"], "name": card.get("name")}
-
-
-def _has_mig(card: t.Mapping[str, t.Any]) -> bool:
-    return bool((card.get("mig") or {}).get("current") == "enabled")
-
-
-def _find_card(
-    wanted: int | str, cards: t.Sequence[t.Mapping[str, t.Any]], service: str
-) -> tuple[t.Mapping[str, t.Any] | None, Finding | None]:
-    if isinstance(wanted, str) and wanted.startswith("MIG-"):
-        return None, _mig(f"{wanted} is a MIG device", service)
-    for card in cards:
-        if wanted in (card["index"], card["uuid"]):
-            if _has_mig(card):
-                return None, _mig(f"GPU {wanted} is partitioned (MIG)", service)
-            return card, None
-    present = ", ".join(f"{card['index']} ({card['uuid']})" for card in cards) or "none"
-    remedy = "correct gpus: (nvidia-smi -L lists the cards), or look for a card that fell off the bus"
-    return None, Finding(
-        "plan.gpu_missing",
-        ERROR,
-        f"GPU {wanted} is not on this host",
-        f"one of {present}",
-        remedy,
-        service,
-    )
-
-
-def _mig(seen: str, service: str) -> Finding:
-    return Finding(
-        "plan.gpu_mig",
-        ERROR,
-        seen,
-        "whole GPUs for the bare form",
-        "name another GPU, or turn MIG off",
-        service,
-    )
-
-
-def _shared(card: t.Mapping[str, t.Any], owner: str, service: str) -> Finding:
-    if owner == service:
-        seen = f"GPU {card['index']} ({card['uuid']}) is named twice"
-        return Finding("plan.gpu_shared", ERROR, seen, "each GPU once", "delete its index or its UUID", service)
-    seen = f"GPU {card['index']} ({card['uuid']}) is already the GPU of {owner}"
-    return Finding(
-        "plan.gpu_shared",
-        ERROR,
-        seen,
-        "one service per GPU",
-        "give one of the two another GPU",
-        service,
-    )
-
-
-def _too_few(
-    service: str,
-    count: int,
-    free: t.Sequence[t.Any],
-    cards: t.Sequence[t.Any],
-    owner: t.Mapping[str, str],
-) -> Finding:
-    held = ", ".join(f"{card['index']} by {owner[card['uuid']]}" for card in cards if card["uuid"] in owner)
-    seen = f"{len(free)} of {len(cards)} GPUs are free" + (f" (held: {held})" if held else "")
-    remedy = "lower gpus:, or move a service to another host"
-    return Finding("plan.gpu_short", ERROR, seen, f"{count} free GPUs", remedy, service)
-
-
-def _cpu_beside_gpus(service: str) -> Finding:
-    remedy = "give the service a GPU, or put it on a host with vllm_device: cpu"
-    return Finding(
-        "plan.cpu_beside_gpus",
-        ERROR,
-        "gpus is 0 on a host with GPUs",
-        "one engine per host",
-        remedy,
-        service,
-    )
-
-
-def tensor_parallel_size(
-    service: Service, gpus: int, device: str, arguments: t.Mapping[str, t.Any]
-) -> tuple[int, list[Finding]]:
-    """GPUs = tensor x pipeline x data parallel (vLLM's world size); tensor parallel follows if unset.
-
-    ``arguments`` are all flags of the service, the fleet's defaults included.
-    """
-    if device == "cpu":
-        return service.tensor_parallel_size or 1, []
-    others = _count(arguments, "pipeline-parallel-size") * _count(arguments, "data-parallel-size")
-    size = service.tensor_parallel_size or max(1, gpus // others)
-    if gpus and size * others != gpus:
-        seen = f"tensor parallel {size} x pipeline and data parallel {others} on {gpus} GPUs"
-        return size, [
-            Finding(
-                "plan.parallelism", ERROR, seen, "a product equal to the number of GPUs",
-                "correct tensor_parallel_size: or gpus:", service.name,
-            )
-        ]  # fmt: skip
-    return size, []
-
-
-def _count(arguments: t.Mapping[str, t.Any], name: str) -> int:
-    value = str(arguments.get(name, 1))
-    return max(1, int(value)) if value.isdecimal() else 1
-
-
-def bind_address(service: Service, settings: Settings) -> str:
-    return service.bind_address or settings.bind_address
-
-
-def _clash(first: str, second: str) -> bool:
-    """Whether two listeners on one port meet. ``::`` takes IPv4 too (Linux's default), ``0.0.0.0`` takes no IPv6."""
-    pair = {LOOPBACK if address == "localhost" else _canonical(address) for address in (first, second)}
-    if len(pair) == 1 or pair & {"", "::"}:
-        return True
-    return "0.0.0.0" in pair and not any(_is_ipv6(address) for address in pair)
-
-
-def _canonical(address: str) -> str:
-    try:
-        return str(ipaddress.ip_address(address))
-    except ValueError:
-        return address
-
-
-def check_ports(services: t.Sequence[Service], settings: Settings, facts: Facts) -> list[Finding]:
-    """One service per address and port, and no port that something else on the host already listens on."""
-    findings: list[Finding] = []
-    for position, service in enumerate(services):
-        address = bind_address(service, settings)
-        for other in services[:position]:
-            if other.port == service.port and _clash(address, bind_address(other, settings)):
-                seen = f"port {service.port} is already the port of {other.name}"
-                remedy = f"set another port: for {service.name}"
-                findings.append(
-                    Finding(
-                        "plan.port_shared",
-                        ERROR,
-                        seen,
-                        "one service per port and address",
-                        remedy,
-                        service.name,
-                    )
-                )
-        findings += _foreign_listeners(service, address, facts)
-    return findings
-
-
-def _foreign_listeners(service: Service, address: str, facts: Facts) -> list[Finding]:
-    for listener in facts.get("listening") or []:
-        # A service of ours holds its own port, and a port that services swap is free once they have been stopped.
-        if listener["port"] != service.port or listener.get("service") or not _clash(address, listener["address"]):
-            continue
-        who = f"{listener.get('process') or 'a process of another user'}"
-        pid = f" (pid {listener['pid']})" if listener.get("pid") else ""
-        seen = f"port {service.port} is in use by {who}{pid} on {listener['address']}"
-        remedy = f"stop it, or set another port: for {service.name}"
-        return [
-            Finding(
-                "plan.port_taken",
-                ERROR,
-                seen,
-                f"port {service.port} free on {address or 'all'}",
-                remedy,
-                service.name,
-            )
-        ]
-    return []
-
-
 def artifact_path(service: Service, settings: Settings) -> str:
     return service.path or f"{settings.model_root.rstrip('/')}/{service.model.split('/')[1]}"
 
@@ -634,20 +165,6 @@ def default_probes(service: Service) -> list[dict[str, t.Any]] | None:
     return None if service.probes is None else [probe.as_dict() for probe in service.probes]
 
 
-def probe_host(address: str) -> str:
-    """Where the host itself reaches a service that listens on ``address``."""
-    if address in WILDCARDS:
-        return "[::1]" if address == "::" else LOOPBACK
-    return f"[{address}]" if _is_ipv6(address) else address
-
-
-def _is_ipv6(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).version == 6
-    except ValueError:
-        return False
-
-
 def resolve_service(
     service: Service,
     settings: Settings,
@@ -692,7 +209,7 @@ def resolve_service(
         "port": service.port,
         "bind_address": address,
         "url": f"http://{probe_host(address)}:{service.port}",
-        "public_url": f"http://{_public_host(address, settings)}:{service.port}",
+        "public_url": f"http://{public_host(address, settings)}:{service.port}",
         "gpus": [dict(gpu) for gpu in gpus],
         "tensor_parallel_size": tensor_parallel,
         "command": [engine["executable"], "serve", *arguments],
@@ -715,12 +232,6 @@ def contain(resolved: t.Mapping[str, t.Any], service: Service, settings: Setting
     choices = settings.container(service.shm_size)
     container = _compose.definition(resolved, resolved["image"], settings.root, choices)
     return {**resolved, "container": container}
-
-
-def _public_host(address: str, settings: Settings) -> str:
-    if address in WILDCARDS and settings.address:
-        return f"[{settings.address}]" if _is_ipv6(settings.address) else settings.address
-    return probe_host(address)
 
 
 def engine_paths(service: Service, settings: Settings, engine: t.Mapping[str, t.Any]) -> dict[str, str]:
