@@ -5,68 +5,15 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import typing as t
-from pathlib import Path
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _nvidia
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import make_plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import KEYS
 from hypothesis import given
 from hypothesis import strategies as st
-
-FIXTURES = Path(__file__).parent / "fixtures" / "nvidia"
-SECRET = "sk-hunter2-0123456789"
-SETTINGS = Settings(
-    root="/var/lib/gpufleet-vllm", model_root="/data/models", engine_versions={"cuda": "0.33.0", "cpu": "0.32.0"}
-)
-UUID = "GPU-a0000009-0000-4000-8000-00000000000{}"
-
-
-def recorded(name: str) -> list[dict[str, t.Any]]:
-    """The GPUs of a recorded ``nvidia-smi -q -x``."""
-    return _nvidia.parse_smi_xml((FIXTURES / f"{name}.xml").read_text(encoding="utf-8"))["gpus"]  # type: ignore[return-value]
-
-
-def facts(gpus: t.Any = None, **changed: t.Any) -> dict[str, t.Any]:
-    """A host with the three recorded H200."""
-    return {
-        "gpus": recorded("h200-580") if gpus is None else gpus,
-        "gpu_reason": "",
-        "machine": "x86_64",
-        "cpu": {"model": "AMD EPYC 9554", "flags": ["avx2", "avx512f"]},
-        "service_manager": "systemd",
-        "listening": [],
-        **changed,
-    }
-
-
-def without_gpus(**changed: t.Any) -> dict[str, t.Any]:
-    return facts([], **{"gpu_reason": "nvidia-smi is not installed", **changed})
-
-
-def service(name: str = "chat", **keys: t.Any) -> dict[str, t.Any]:
-    return {"name": name, "model": f"acme/{name}", **keys}
-
-
-def plan(*services: t.Any, on: t.Any = None, **settings: t.Any) -> dict[str, t.Any]:
-    return make_plan(list(services), dataclasses.replace(SETTINGS, **settings), facts() if on is None else on)
-
-
-def codes(planned: dict[str, t.Any]) -> list[tuple[str, str]]:
-    return [(finding["code"], finding["service"]) for finding in planned["findings"]]
-
-
-def only(planned: dict[str, t.Any]) -> dict[str, str]:
-    assert len(planned["findings"]) == 1, planned["findings"]
-    return planned["findings"][0]  # type: ignore[no-any-return]
-
-
-def indices(planned: dict[str, t.Any]) -> dict[str, list[int]]:
-    return {entry["name"]: [gpu["index"] for gpu in entry["gpus"]] for entry in planned["services"]}
-
+from plan_case import SECRET, SETTINGS, UUID, codes, facts, indices, only, plan, recorded, service, without_gpus
 
 # -- the whole plan
 
@@ -128,104 +75,6 @@ def test_findings_of_every_kind_come_at_once() -> None:
         ("plan.path_shared", "d"),
     }
     assert planned["errors"] == 6
-
-
-# -- device
-
-
-@pytest.mark.parametrize(
-    ("device", "allow_cpu", "host", "gpus", "expected", "found"),
-    [
-        ("auto", False, facts(), None, "cuda", []),
-        ("auto", True, facts(), 1, "cuda", []),
-        ("cuda", False, facts(), [0], "cuda", []),
-        ("auto", False, without_gpus(), None, "cuda", [("plan.no_gpu", "")]),
-        ("cuda", True, without_gpus(), None, "cuda", [("plan.no_gpu", "")]),
-        ("auto", True, without_gpus(), None, "cpu", [("plan.cpu_engine", "")]),
-        ("auto", True, without_gpus(), 0, "cpu", [("plan.cpu_engine", "")]),
-        ("auto", True, without_gpus(), 1, "cuda", [("plan.no_gpu", "chat")]),
-        ("auto", False, without_gpus(), [0], "cuda", [("plan.no_gpu", "chat")]),
-        ("cpu", False, without_gpus(), None, "cpu", [("plan.cpu_engine", "")]),
-        ("cpu", False, facts(), None, "cpu", [("plan.cpu_engine", "")]),
-        ("cpu", False, facts(), [0], "cpu", [("plan.gpus_on_cpu", "chat"), ("plan.cpu_engine", "")]),
-        ("cpu", False, without_gpus(cpu={"model": "Xeon X5650", "flags": []}), None, "cpu",
-         [("plan.cpu_without_avx2", "")]),
-        ("cpu", False, without_gpus(machine="aarch64", cpu={"flags": []}), None, "cpu", [("plan.cpu_engine", "")]),
-    ],
-)  # fmt: skip
-def test_device(
-    device: str, allow_cpu: bool, host: t.Any, gpus: t.Any, expected: str, found: list[tuple[str, str]]
-) -> None:
-    planned = plan(service(gpus=gpus), on=host, device=device, allow_cpu=allow_cpu)
-    assert (planned["device"], codes(planned)) == (expected, found)
-
-
-def test_what_is_said_about_the_device() -> None:
-    refused = plan(service(), on=without_gpus())["findings"][0]
-    assert refused["seen"] == "nvidia-smi is not installed"
-    assert "vllm_allow_cpu: true" in refused["remedy"]
-    allowed = only(plan(service(), on=without_gpus(), allow_cpu=True))
-    assert (allowed["severity"], allowed["seen"]) == ("info", "the CPU engine is used: nvidia-smi is not installed")
-    assert allowed["remedy"] == "nothing to do: vllm_allow_cpu: true allows it"
-    chosen = only(plan(service(), device="cpu"))
-    assert chosen["seen"] == "the CPU engine is used: vllm_device is cpu"
-    old = only(plan(service(), on=without_gpus(cpu={"model": "Xeon X5650", "flags": []}), device="cpu"))
-    assert old["seen"] == "the CPU (Xeon X5650) has no AVX2"
-
-
-def test_no_gpu_is_said_once() -> None:
-    assert codes(plan(service("a"), service("b", port=8001), on=without_gpus())) == [("plan.no_gpu", "")]
-
-
-def test_a_host_that_runs_nothing_needs_nothing() -> None:
-    planned = plan(on=without_gpus(), engine_versions={})
-    assert (planned["services"], planned["findings"]) == ([], [])
-
-
-# -- runtime and engine
-
-
-@pytest.mark.parametrize(
-    ("wanted", "manager", "expected", "errors"),
-    [
-        ("auto", "systemd", "systemd", 0),
-        ("auto", "none", "supervisor", 0),
-        ("systemd", "systemd", "systemd", 0),
-        ("systemd", "none", "systemd", 1),
-        ("supervisor", "systemd", "supervisor", 0),
-        ("supervisor", "none", "supervisor", 0),
-    ],
-)
-def test_runtime(wanted: str, manager: str, expected: str, errors: int) -> None:
-    planned = plan(service(), on=facts(service_manager=manager), runtime=wanted)
-    assert (planned["runtime"], planned["errors"]) == (expected, errors)
-
-
-def test_an_engine_of_ones_own() -> None:
-    engine = plan(service(), engine_path="/opt/vllm/", engine_managed=False, engine_versions={})["engine"]
-    assert (engine["executable"], engine["managed"], engine["version"]) == ("/opt/vllm/bin/vllm", False, "")
-
-
-@pytest.mark.parametrize(
-    ("settings", "seen"),
-    [
-        ({"engine_managed": False}, "vllm_engine_managed is false, and vllm_engine_path is empty"),
-        ({"engine_versions": {"cpu": "1"}}, "vllm_engine_versions has no cuda"),
-        ({"root": "~/vllm"}, "vllm_root is '~/vllm'"),
-        ({"model_root": "models"}, "vllm_model_root is 'models'"),
-        ({"bind_address": "[::1]"}, "vllm_bind_address is '[::1]'"),
-        ({"default_args": {"max-model-len": 1}}, "vllm_default_args is a value that is hidden"),
-        ({"default_args": {"api-key": SECRET}}, "vllm_default_args is a value that is hidden"),
-        ({"cpu_args": {"port": 1}}, "vllm_cpu_args is a value that is hidden"),
-        ({"default_environment": {"VLLM_API_KEY": SECRET}}, "vllm_default_environment is a value that is hidden"),
-        ({"cpu_environment": {"A": "1\n2"}}, "vllm_cpu_environment is a value that is hidden"),
-    ],
-)
-def test_bad_settings(settings: dict[str, t.Any], seen: str) -> None:
-    planned = plan(service(), **settings)
-    finding = only(planned)
-    assert (finding["code"], finding["severity"], finding["seen"]) == ("plan.bad_setting", "error", seen)
-    assert SECRET not in json.dumps(planned)
 
 
 # -- GPUs
@@ -323,68 +172,6 @@ def test_the_cpu_engine_takes_a_tensor_parallel_size_that_is_set() -> None:
     planned = plan(service(tensor_parallel_size=2), on=without_gpus(), device="cpu")
     assert planned["services"][0]["tensor_parallel_size"] == 2
     assert "CUDA_VISIBLE_DEVICES" not in planned["services"][0]["environment"]
-
-
-# -- ports
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "clash"),
-    [
-        ("", "", True),
-        ("127.0.0.1", "127.0.0.1", True),
-        ("127.0.0.1", "127.0.0.2", False),
-        ("0.0.0.0", "127.0.0.1", True),
-        ("127.0.0.1", "0.0.0.0", True),
-        ("0.0.0.0", "10.0.0.1", True),
-        ("::", "127.0.0.1", True),
-        ("::", "::1", True),
-        ("::", "0.0.0.0", True),
-        ("0.0.0.0", "::1", False),
-        ("::1", "127.0.0.1", False),
-        ("::1", "0:0:0:0:0:0:0:1", True),
-        ("localhost", "127.0.0.1", True),
-        ("gpu-01", "gpu-01", True),
-    ],
-)
-def test_two_services_on_one_port(first: str, second: str, clash: bool) -> None:
-    planned = plan(service("a", bind_address=first), service("b", bind_address=second))
-    assert codes(planned) == ([("plan.port_shared", "b")] if clash else [])
-    assert codes(plan(service("a", bind_address=first), service("b", bind_address=second, port=8001))) == []
-
-
-@pytest.mark.parametrize(
-    ("bind", "listener", "taken"),
-    [
-        ("127.0.0.1", {"address": "127.0.0.1"}, True),
-        ("127.0.0.1", {"address": "0.0.0.0"}, True),
-        ("127.0.0.1", {"address": "::"}, True),
-        ("127.0.0.1", {"address": "::1"}, False),
-        ("0.0.0.0", {"address": "::1"}, False),
-        ("10.0.0.1", {"address": "127.0.0.1"}, False),
-        ("127.0.0.1", {"address": "127.0.0.1", "port": 9000}, False),
-        ("127.0.0.1", {"address": "127.0.0.1", "service": "chat"}, False),
-        ("127.0.0.1", {"address": "127.0.0.1", "service": "an-older-one"}, False),
-    ],
-)
-def test_ports_of_others(bind: str, listener: dict[str, t.Any], taken: bool) -> None:
-    entry = {"port": 8000, "pid": 4242, "process": "nginx", "service": None, **listener}
-    planned = plan(service(bind_address=bind), on=facts(listening=[entry]))
-    assert codes(planned) == ([("plan.port_taken", "chat")] if taken else [])
-
-
-@pytest.mark.parametrize(
-    ("listener", "seen"),
-    [
-        ({"process": "nginx", "pid": 7}, "port 8000 is in use by nginx (pid 7) on 0.0.0.0"),
-        ({"process": None, "pid": None}, "port 8000 is in use by a process of another user on 0.0.0.0"),
-    ],
-)
-def test_who_holds_a_port(listener: dict[str, t.Any], seen: str) -> None:
-    entry = {"address": "0.0.0.0", "port": 8000, "service": None, **listener}
-    # Two sockets of one program are one finding.
-    finding = only(plan(service(), on=facts(listening=[entry, {**entry, "address": "127.0.0.1"}])))
-    assert (finding["seen"], finding["remedy"]) == (seen, "stop it, or set another port: for chat")
 
 
 # -- artifacts
@@ -562,37 +349,3 @@ JUNK = st.recursive(
 def test_whatever_an_inventory_holds_becomes_findings(services: t.Any) -> None:
     planned = make_plan(services, SETTINGS, facts())
     assert all(finding["seen"] and finding["expected"] and finding["remedy"] for finding in planned["findings"])
-
-
-# -- the host of the engine
-
-HOPPER = {"nvidia": {"driver_version": "580.95.05", "cuda_version": "13.0"}, "python_version": "3.11.2"}
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        (HOPPER, []),
-        ({}, []),  # what is unknown is not held against a host
-        ({**HOPPER, "python_version": "3.10.12"}, ["plan.python_too_old"]),
-        ({**HOPPER, "nvidia": {"driver_version": "535.1", "cuda_version": "12.2"}}, ["plan.driver_too_old"]),
-        ({**HOPPER, "selinux": "enforcing"}, ["plan.selinux"]),
-        ({**HOPPER, "selinux": "permissive"}, []),
-    ],
-    ids=["good", "unknown", "python", "driver", "selinux", "permissive"],
-)
-def test_what_the_engine_needs_of_a_host(host: dict[str, t.Any], expected: list[str]) -> None:
-    planned = plan(service(), on=facts(**host), engine_versions={"cuda": "0.33.0"})
-    assert [finding["code"] for finding in planned["findings"]] == expected
-
-
-def test_a_gpu_that_the_release_dropped() -> None:
-    old = facts([{"index": 0, "uuid": "GPU-0", "name": "Tesla V100", "compute_capability": "7.0"}])
-    finding = only(plan(service(), on=old, engine_versions={"cuda": "0.33.0"}))
-    assert (finding["code"], finding["severity"]) == ("plan.gpu_too_old", "warning")
-    assert plan(service(), on=old, engine_versions={"cuda": "0.10.0"})["findings"] == []
-
-
-def test_an_interpreter_of_ones_own_is_not_judged_by_ansibles() -> None:
-    planned = plan(service(), on=facts(python_version="3.9.2"), engine_python="/usr/bin/python3.12")
-    assert planned["findings"] == []
