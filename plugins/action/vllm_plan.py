@@ -60,7 +60,7 @@ class ActionModule(ActionBase):
         if options["facts"].get("unreachable"):
             result.update(changed=False, failed=True, msg="The host was not reached, so nothing is planned or changed.")
             return result
-        settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
+        settings = Settings(**{item.name: options[item.name] for item in fields(Settings) if item.name in options})
         plan = make_plan(options["services"], settings, options["facts"])
         result.update(changed=False, plan=plan)
         self._show(plan, str((task_vars or {}).get("inventory_hostname", "")), options["fail_on_errors"])

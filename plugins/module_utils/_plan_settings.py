@@ -47,6 +47,10 @@ class Settings:
     container_ulimits: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.ULIMITS))
     container_logging: t.Mapping[str, t.Any] = field(default_factory=lambda: dict(_compose.LOGGING))
     container_limits: t.Mapping[str, t.Any] = field(default_factory=dict)
+    allow_remote_code: bool = False
+    allow_public_bind: bool = False
+    allow_pickle: bool = False
+    repin: t.Union[bool, t.Sequence[str]] = ()
 
     def container(self, shm_size: str = "") -> _compose.Container:
         return _compose.Container(
