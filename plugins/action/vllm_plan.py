@@ -44,6 +44,9 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "container_ulimits": {"type": "dict", "default": ULIMITS},
     "container_logging": {"type": "dict", "default": LOGGING},
     "container_limits": {"type": "dict", "default": {}},
+    "allow_remote_code": {"type": "bool", "default": False},
+    "allow_public_bind": {"type": "bool", "default": False},
+    "allow_pickle": {"type": "bool", "default": False},
     "fail_on_errors": {"type": "bool", "default": True},
 }
 

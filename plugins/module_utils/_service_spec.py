@@ -8,17 +8,15 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import posixpath
 import re
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
-    ERROR,
-    Finding,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import GpuWish, parse_gpus
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer, nearest, share
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -27,7 +25,6 @@ HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 FLAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*")
 IMAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]|:(?=[A-Za-z0-9]))*(?:@sha256:[0-9a-f]{64})?")
 SIZE = re.compile(r"[1-9][0-9]{0,5}(?:[bkm]|[kmg]b|g)", re.IGNORECASE)
-GPU_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-fA-F][0-9a-fA-F-]+(?:/\d+/\d+)?")
 
 # Flags that a key of the service (or the plan itself) decides: set twice, the last one would win in silence.
 RESERVED_FLAGS = {
@@ -81,7 +78,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Service:
-    """A validated service. ``gpus`` is a count, or indices and UUIDs; ``None`` leaves the choice to the plan."""
+    """A validated service. ``gpus`` is a count, indices and UUIDs, or a wish; ``None`` leaves the choice to the plan.
+
+    ``gpu_memory_utilization`` stands in ``args`` as well, where vLLM's command line is made from.
+    """
 
     name: str
     model: str
@@ -90,7 +90,8 @@ class Service:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     served_model_name: str = ""
-    gpus: int | tuple[int | str, ...] | None = None
+    gpus: int | tuple[int | str, ...] | GpuWish | None = None
+    gpu_memory_utilization: float | None = None
     port: int = 8000
     bind_address: str = ""
     max_model_len: int | str | None = None
@@ -103,28 +104,15 @@ class Service:
     probes: tuple[Probe, ...] | None = None
     image: str = ""
     shm_size: str = ""
-
-
-class _Refused(Exception):
-    """A value that a key cannot take: what was expected, and how to put it right."""
-
-    def __init__(self, expected: str, remedy: str = "") -> None:
-        super().__init__(expected)
-        self.expected = expected
-        self.remedy = remedy
-
-
-def nearest(word: str, known: t.Iterable[str]) -> str:
-    """The known spelling closest to ``word``, or an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else ""
+    allow_remote_code: bool | None = None
+    allow_public_bind: bool | None = None
 
 
 def _text(value: t.Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _Refused("a non-empty text")
+        raise Refused("a non-empty text")
     if _has_control(value) or "\t" in value:
-        raise _Refused("a text without control characters or line breaks")
+        raise Refused("a text without control characters or line breaks")
     return value
 
 
@@ -136,26 +124,22 @@ def _has_control(text: str) -> bool:
 def _api_key(value: t.Any) -> str:
     if value == "":
         remedy = "set the variable that it comes from, or delete api_key: to serve without a key"
-        raise _Refused("a key, and not an empty text", remedy)
+        raise Refused("a key, and not an empty text", remedy)
     return _long_enough("api_key", _text(value))
 
 
-def _integer(low: int, high: int) -> t.Callable[[t.Any], int]:
-    def convert(value: t.Any) -> int:
-        # Templated values arrive as text: "8000" is 8000, but True is not 1.
-        if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()):
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _Refused(f"a whole number from {low} to {high}")
-        return value
-
-    return convert
+def _boolean(value: t.Any) -> bool:
+    # Templated values arrive as text.
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text is not True and text is not False and text not in ("true", "false"):
+        raise Refused("true or false")
+    return text in (True, "true")
 
 
 def _matching(pattern: t.Pattern[str], expected: str) -> t.Callable[[t.Any], str]:
     def convert(value: t.Any) -> str:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise _Refused(expected)
+            raise Refused(expected)
         return value
 
     return convert
@@ -166,7 +150,7 @@ def _absolute_path(value: t.Any) -> str:
     # Two slashes in front are a path of their own to POSIX, and normpath keeps them.
     path = "/" + posixpath.normpath(text).lstrip("/")
     if not text.startswith("/") or ".." in text.split("/") or path == "/":
-        raise _Refused("an absolute path on the host below '/', without '..'")
+        raise Refused("an absolute path on the host below '/', without '..'")
     return path
 
 
@@ -176,14 +160,14 @@ def _bind_address(value: t.Any) -> str:
         ipaddress.ip_address(text)
     except ValueError:
         if not HOST_NAME.fullmatch(text):
-            raise _Refused("an address such as 127.0.0.1, 0.0.0.0 or ::1 (without brackets), or a host name") from None
+            raise Refused("an address such as 127.0.0.1, 0.0.0.0 or ::1 (without brackets), or a host name") from None
     return text
 
 
 def _texts(value: t.Any) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
-        raise _Refused("a list of patterns")
+        raise Refused("a list of patterns")
     return tuple(_text(item) for item in items)
 
 
@@ -191,30 +175,9 @@ def _model_length(value: t.Any) -> int | str:
     if value == "auto":
         return "auto"
     try:
-        return _integer(1, 100_000_000)(value)
-    except _Refused:
-        raise _Refused("a number of tokens, or 'auto' to fit the memory") from None
-
-
-def _gpu(value: t.Any) -> int | str:
-    if isinstance(value, str) and GPU_UUID.fullmatch(value):
-        return value
-    return _integer(0, 255)(value)
-
-
-def _gpus(value: t.Any) -> int | tuple[int | str, ...]:
-    wanted = "a list of nvidia-smi indices and UUIDs, such as [0, 1], or a count such as 2"
-    try:
-        if not isinstance(value, (list, tuple)):
-            return _integer(0, 256)(value)
-        chosen = tuple(_gpu(item) for item in value)
-    except _Refused:
-        raise _Refused(wanted) from None
-    if not chosen:
-        raise _Refused(wanted, "name at least one GPU, or leave gpus: out")
-    if len(set(chosen)) != len(chosen):
-        raise _Refused("each GPU once")
-    return chosen
+        return integer(1, 100_000_000)(value)
+    except Refused:
+        raise Refused("a number of tokens, or 'auto' to fit the memory") from None
 
 
 def _decided_elsewhere(bare: str) -> str:
@@ -230,55 +193,55 @@ def _decided_elsewhere(bare: str) -> str:
 
 def _arguments(value: t.Any) -> dict[str, t.Any]:
     if not isinstance(value, dict):
-        raise _Refused("a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}")
+        raise Refused("a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}")
     arguments: dict[str, t.Any] = {}
     for position, (flag, setting) in enumerate(value.items(), 1):
         spelled = str(flag).replace("_", "-").lstrip("-")
         if not FLAG.fullmatch(spelled):
             # It may be `flag=value`, and the value a secret.
-            raise _Refused(f"names of vLLM flags with their values after a colon (number {position} is none)")
+            raise Refused(f"names of vLLM flags with their values after a colon (number {position} is none)")
         spelled = SHORT_FLAGS.get(spelled, spelled)
         bare = spelled.removeprefix("no-")
         remedy = _decided_elsewhere(bare)
         if remedy:
-            raise _Refused(f"no '{spelled}' under args", remedy)
+            raise Refused(f"no '{spelled}' under args", remedy)
         if setting is None:
-            raise _Refused(
+            raise Refused(
                 f"a value for '{spelled}'",
                 "write true for a flag without a value, or delete the line",
             )
         if "\0" in str(setting):
-            raise _Refused(f"no NUL character in '{spelled}'")
+            raise Refused(f"no NUL character in '{spelled}'")
         if isinstance(setting, str) and setting.lower() in ("true", "false"):
-            raise _Refused(
+            raise Refused(
                 f"true or false for '{spelled}', and not the text '{setting}'",
                 "write it without quotes; a templated value needs the filter bool",
             )
         if bare != spelled and isinstance(setting, bool):
             spelled, setting = bare, not setting
         if spelled in arguments:
-            raise _Refused(f"'{spelled}' once", "delete one of the two spellings")
+            raise Refused(f"'{spelled}' once", "delete one of the two spellings")
         arguments[spelled] = setting
     return arguments
 
 
 def _environment(value: t.Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise _Refused("a mapping of environment variables to values")
+        raise Refused("a mapping of environment variables to values")
     environment: dict[str, str] = {}
     for position, (name, setting) in enumerate(value.items(), 1):
         if not isinstance(name, str) or not ENVIRONMENT_NAME.fullmatch(name):
             # It may be `NAME=value`, and the value a secret.
-            raise _Refused(f"variable names of letters, digits and '_' (number {position} is none)")
+            raise Refused(f"variable names of letters, digits and '_' (number {position} is none)")
         if name == API_KEY_VARIABLE:
-            raise _Refused(f"no {name} here", "set api_key: on the service")
+            raise Refused(f"no {name} here", "set api_key: on the service")
         if name in DEVICE_VARIABLES:
-            raise _Refused(
+            raise Refused(
                 f"no {name} under environment",
                 "set gpus: on the service: the plan decides the devices",
             )
         if not isinstance(setting, (str, int, float)) or _has_control(str(setting)):
-            raise _Refused(f"one line of text for {name}")
+            raise Refused(f"one line of text for {name}")
         environment[name] = _environment_text(setting)
     return environment
 
@@ -286,7 +249,7 @@ def _environment(value: t.Any) -> dict[str, str]:
 def _long_enough(name: str, value: str) -> str:
     # Ansible hides a secret by replacing its text wherever it stands: a short one would tear numbers and paths apart.
     if len(value) < SHORTEST_SECRET:
-        raise _Refused(f"at least {SHORTEST_SECRET} characters for {name}", "choose a longer one: openssl rand -hex 24")
+        raise Refused(f"at least {SHORTEST_SECRET} characters for {name}", "choose a longer one: openssl rand -hex 24")
     return value
 
 
@@ -306,25 +269,25 @@ def _environment_text(setting: t.Any) -> str:
 def _probe(value: t.Any) -> Probe:
     keys = ("kind", "prompt", "expect", "max_tokens")
     if not isinstance(value, dict) or not value.get("kind") or not set(value) <= set(keys):
-        raise _Refused(f"probes as mappings with {', '.join(keys)}")
+        raise Refused(f"probes as mappings with {', '.join(keys)}")
     if value["kind"] not in PROBE_KINDS:
-        raise _Refused(f"a probe kind among {', '.join(PROBE_KINDS)}")
+        raise Refused(f"a probe kind among {', '.join(PROBE_KINDS)}")
     expect = str(value.get("expect") or "")
     try:
         re.compile(expect)
     except re.error as exc:
-        raise _Refused(f"a regular expression under expect ('{expect}': {exc})") from None
+        raise Refused(f"a regular expression under expect ('{expect}': {exc})") from None
     return Probe(
         kind=value["kind"],
         prompt=str(value.get("prompt") or ""),
         expect=expect,
-        max_tokens=32 if value.get("max_tokens") is None else _integer(1, 100_000)(value["max_tokens"]),
+        max_tokens=32 if value.get("max_tokens") is None else integer(1, 100_000)(value["max_tokens"]),
     )
 
 
 def _probes(value: t.Any) -> tuple[Probe, ...]:
     if not isinstance(value, (list, tuple)):
-        raise _Refused("a list of probes")
+        raise Refused("a list of probes")
     return tuple(_probe(item) for item in value)
 
 
@@ -336,13 +299,14 @@ _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "include": _texts,
     "exclude": _texts,
     "served_model_name": _text,
-    "gpus": _gpus,
-    "port": _integer(1, 65535),
+    "gpus": parse_gpus,
+    "gpu_memory_utilization": share,
+    "port": integer(1, 65535),
     "bind_address": _bind_address,
     "max_model_len": _model_length,
-    "tensor_parallel_size": _integer(1, 256),
-    "drain_seconds": _integer(0, 86_400),
-    "ready_timeout": _integer(1, 86_400),
+    "tensor_parallel_size": integer(1, 256),
+    "drain_seconds": integer(0, 86_400),
+    "ready_timeout": integer(1, 86_400),
     "args": _arguments,
     "environment": _environment,
     "secret_environment": _secret_environment,
@@ -350,6 +314,8 @@ _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "probes": _probes,
     "image": _matching(IMAGE, "an image such as vllm/vllm-openai:v0.33.0, with or without @sha256:..."),
     "shm_size": _matching(SIZE, "a size such as 16gb"),
+    "allow_remote_code": _boolean,
+    "allow_public_bind": _boolean,
 }
 KEYS = tuple(_KEYS)
 _REQUIRED = ("name", "model")
@@ -374,7 +340,7 @@ def _unknown_key(key: str, service: str) -> Finding:
 def _convert(key: str, value: t.Any, service: str) -> tuple[t.Any, Finding | None]:
     try:
         return _KEYS[key](value), None
-    except _Refused as exc:
+    except Refused as exc:
         shown = "empty" if value == "" else "a value that is hidden" if key in HIDDEN else f"{value!r}"
         return None, Finding(
             code="service.bad_value",
@@ -446,7 +412,7 @@ def parse_setting(key: str, variable: str, value: t.Any) -> tuple[t.Any, list[Fi
     """A fleet-wide default, held to what the ``key`` of a service may be; ``None`` where it cannot be used."""
     try:
         return _KEYS[key](value), []
-    except _Refused as exc:
+    except Refused as exc:
         seen = f"{variable} is {'a value that is hidden' if key in HIDDEN else repr(value)}"
         return None, [Finding("plan.bad_setting", ERROR, seen, exc.expected, exc.remedy or f"correct {variable}")]
 

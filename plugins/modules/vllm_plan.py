@@ -165,6 +165,23 @@ options:
         the model's, and a limit below it ends the engine.
     type: dict
     default: {}
+  allow_remote_code:
+    description:
+      - Whether services may run the Python code that a model brings along (vLLM's C(--trust-remote-code)). A service
+        says so for itself with its key C(allow_remote_code).
+    type: bool
+    default: false
+  allow_public_bind:
+    description:
+      - Whether services may listen on all addresses of the host or on one of the public internet. A service says so
+        for itself with its key C(allow_public_bind).
+    type: bool
+    default: false
+  allow_pickle:
+    description:
+      - Whether weights may be Python pickles, which can run code when they are loaded.
+    type: bool
+    default: false
   fail_on_errors:
     description:
       - Whether findings of severity C(error) fail the task.
@@ -202,6 +219,9 @@ EXAMPLES = r"""
       cuda: 0.33.0
       cpu: 0.32.0
     engine_managed: true
+    allow_remote_code: false
+    allow_public_bind: false
+    allow_pickle: false
     fail_on_errors: true
     services:
       - name: qwen-vl
