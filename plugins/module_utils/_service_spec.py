@@ -49,6 +49,7 @@ SHORT_FLAGS = {
     "pp": "pipeline-parallel-size",
     "dp": "data-parallel-size",
 }
+SHARE_FLAG = "gpu-memory-utilization"
 API_KEY_VARIABLE = "VLLM_API_KEY"
 SHORTEST_SECRET = 8
 # Keys whose values are never shown, whatever is wrong with them; a plain environment may hold a secret by mistake.
@@ -389,12 +390,32 @@ def parse_service(raw: t.Any, position: int = 0) -> tuple[Service | None, list[F
                     service,
                 )
             )
+    findings += _share_into_arguments(values, service) if not findings else []
     if findings:
         return None, findings
     values["secret_names"] = tuple(sorted(secrets_of(values)))
     values.pop("api_key", None)
     values.pop("secret_environment", None)
     return Service(**values), []
+
+
+def _share_into_arguments(values: dict[str, t.Any], service: str) -> list[Finding]:
+    """``gpu_memory_utilization`` is a flag like those under ``args``, so it goes there; both set is a mistake."""
+    if "gpu_memory_utilization" not in values:
+        return []
+    arguments = values.get("args") or {}
+    spelled = share_flag(arguments)
+    if spelled:
+        seen = f"gpu_memory_utilization is set, and {spelled} under args too"
+        remedy = f"delete {spelled} under args"
+        return [Finding("service.set_twice", ERROR, seen, "one of the two", remedy, service)]
+    values["args"] = {SHARE_FLAG: values["gpu_memory_utilization"], **arguments}
+    return []
+
+
+def share_flag(arguments: t.Mapping[str, t.Any]) -> str:
+    """How ``gpu-memory-utilization`` is spelled among flags, or an empty string: vLLM takes a beginning for it too."""
+    return next((flag for flag in arguments if flag.startswith("gpu-m") and SHARE_FLAG.startswith(flag)), "")
 
 
 def secrets_of(raw: t.Mapping[str, t.Any]) -> dict[str, str]:

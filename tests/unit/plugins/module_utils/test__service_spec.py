@@ -11,7 +11,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _service_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 
 SECRET = "sk-hunter2-0123456789"
-BAD_GPUS = ("0,1", "all", True, -1, 257, 1.5, [], [True], [-1], ["GPU-"], [256], [None], {"a": 1})
+BAD_GPUS = ("0,1", "all", True, -1, 257, 1.5, [], [True], [-1], ["GPU-"], [256], [None])
 UUID = "GPU-a0000009-0000-4000-8000-000000000001"
 
 
