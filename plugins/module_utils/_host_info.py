@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _nvidia_probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _host_applied, _nvidia_probe
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._host_record import applied_facts, record_facts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
     absolute_root,
     make_backend,
@@ -40,7 +41,6 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         # or is not any more, was ours as well.
         listening = _host.listeners(set(ports), pids, {**published, **_running(backend)[1]})
     applied = read_json(layout.plan) or {}
-    record = read_json(layout.record) or {}
     nvidia = _nvidia_probe.gather()
     return {
         **_host.system(),
@@ -51,7 +51,9 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         "services_problem": problem,
         "user_exists": user_exists(user),
         "plan_digest": applied.get("digest"),
-        "record": {"digest": record.get("digest"), "recorded_at": record.get("recorded_at")} if record else None,
+        "applied": _host_applied.applied_plan(applied, installed),
+        "applied": applied_facts(applied),
+        "record": record_facts(read_json(layout.record)),
         "gpus": nvidia.pop("gpus"),
         "gpu_reason": str(nvidia.get("reason") or ""),
         "nvidia": nvidia,

@@ -100,10 +100,16 @@ def plan_document(options: Options, desired: t.Sequence[Desired]) -> dict[str, t
         # Not what was done about them: a pull is no other plan.
         "images": [{key: image.get(key) for key in ("image", "pinned", "id")} for image in options.images],
         "artifacts": [dict(artifact) for artifact in options.artifacts],
-        "services": [{**item.service, "digest": item.digest} for item in desired],
+        "services": [{**kept(item.service), "digest": item.digest} for item in desired],
     }
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     return {"digest": digest, **plan}
+
+
+def kept(service: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """A service as plan.json keeps it: a card is its UUID, and the index it has today may be another's tomorrow."""
+    cards = [{key: value for key, value in card.items() if key != "index"} for card in service.get("gpus") or []]
+    return {**service, "gpus": cards} if cards else dict(service)
 
 
 def as_text(document: t.Mapping[str, t.Any]) -> str:

@@ -141,11 +141,20 @@ plan_digest:
   type: str
   sample: 0f343b0931126a20f133d67c2b018a3b3e8e9d7a0c7cf7e7d5a7a7d1e2f3a4b5
 record:
-  description: What the host last ran successfully, with C(digest) and C(recorded_at), or V(null).
+  description:
+    - What the host last ran successfully, or V(null).
+    - C(services) has the services by name, each with C(gpus) (the cards it was proved on), C(wish) (C(gpus) as it was
+      written; absent where an older release kept the record), C(model), C(revision), C(path), C(port),
+      C(bind_address), C(image), C(tensor_parallel_size), C(arguments) and the names in its C(environment).
   returned: success
   type: dict
   sample: {"digest": "0f343b0931126a20f133d67c2b018a3b3e8e9d7a0c7cf7e7d5a7a7d1e2f3a4b5", "recorded_at":
-    "2026-01-01T00:00:00Z"}
+    "2026-01-01T00:00:00Z", "services": {}}
+applied:
+  description: What was applied last, proved or not, or V(null). C(services) has C(gpus) and C(wish) by name.
+  returned: success
+  type: dict
+  sample: {"digest": "0f343b0931126a20f133d67c2b018a3b3e8e9d7a0c7cf7e7d5a7a7d1e2f3a4b5", "services": {}}
 gpus:
   description: As RV(gpufleet.vllm.nvidia_info#module:gpus).
   returned: success

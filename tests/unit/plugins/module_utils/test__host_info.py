@@ -29,7 +29,7 @@ def test_a_bare_host(tmp_path: Path) -> None:
     assert facts["services"] == {}
     assert facts["listening"] == []
     assert facts["plan_digest"] is None
-    assert facts["record"] is None
+    assert (facts["record"], facts["applied"]) == (None, None)
     assert facts["user_exists"] is False
     assert (facts["gpus"], facts["gpu_reason"]) == ([], "no driver")
     assert "gpus" not in facts["nvidia"]
@@ -48,9 +48,11 @@ def test_a_deployed_host_whose_supervisord_died(tmp_path: Path) -> None:
     facts = gather(tmp_path)
     assert facts["services"]["a"]["state"] == "stopped"
     assert facts["plan_digest"] == "p"
-    assert facts["record"] == {"digest": "r", "recorded_at": "2026-01-01T00:00:00Z"}
+    assert facts["record"] == {"digest": "r", "recorded_at": "2026-01-01T00:00:00Z", "services": {}}
+    assert facts["applied"] == {"digest": "p", "services": {}}
     (tmp_path / "plan.json").write_text("{damaged")
-    assert gather(tmp_path)["plan_digest"] is None
+    damaged = gather(tmp_path)
+    assert (damaged["plan_digest"], damaged["applied"]) == (None, None)
 
 
 def test_a_bad_root(tmp_path: Path) -> None:

@@ -306,3 +306,18 @@ def test_a_runtime_that_changed_hands_its_services_over(
         assert old.log == ["stop a b"]
         assert old.services == {}
         monkeypatch.setattr(_stack_apply, "make_backend", new)
+
+
+def test_a_card_that_has_another_index_is_no_other_plan(tmp_path: Path, host: Systemctl) -> None:
+    def wanted(index: int, slot: str = "00000000:1B:00.0") -> Options:
+        card = {"index": index, "uuid": "GPU-1", "name": "NVIDIA H200", "pci_bus_id": slot}
+        return options(tmp_path, entry("a", gpus=[card], wish=[0]))
+
+    _stack_apply.present(wanted(0), False)
+    kept = json.loads((tmp_path / "root/plan.json").read_text())["services"][0]
+    assert kept["gpus"] == [{"uuid": "GPU-1", "name": "NVIDIA H200", "pci_bus_id": "00000000:1B:00.0"}]
+    assert kept["wish"] == [0]
+    assert not _stack_apply.present(wanted(1), False)["changed"]
+    moved = _stack_apply.present(wanted(1, "00000000:3B:00.0"), False)
+    assert moved["changed"], "the slot is kept up to date: it is told when the card is gone"
+    assert [change["action"] for change in moved["services"]] == ["unchanged"]
