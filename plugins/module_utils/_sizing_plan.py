@@ -1,0 +1,424 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""From sums to decisions: how a service's flags read, what to propose, and what is wrong. Pure, on the controller."""
+
+from __future__ import annotations
+
+import json
+import math
+import typing as t
+from dataclasses import dataclass, replace
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, INFO, WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import (
+    GIB,
+    MIB,
+    Demand,
+    Sizing,
+    context_length,
+    gib,
+    model_of,
+    size_of,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._tensor_parallel import (
+    legal_tensor_parallel,
+    pipeline_parallel_fault,
+    tensor_parallel_fault,
+)
+
+if t.TYPE_CHECKING:
+    from ansible_collections.gpufleet.vllm.plugins.module_utils._model_config import Model
+
+TIGHT = 0.10
+"""The part of the budget that shall stay free: the estimates in the sum are no better than that."""
+
+SMALL_SHARE = 0.5
+"""A service that needs less than this part of a card gets a stated share of it, and not the whole card."""
+
+CONCURRENT = 16
+"""Requests of full length that a proposed share of a card holds at once."""
+
+_TENSOR_PARALLEL_MAX = 64
+_LENGTH_STEP = 1024
+_SHORTEST = 2048
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to write for a service. ``kv_cache_memory_bytes`` is set for small models only: with it vLLM takes so much
+    for the cache, whatever ``gpu_memory_utilization`` says, which then is the share that has to be free at the start.
+    ``sizing.fits`` is False where nothing within the cards does."""
+
+    tensor_parallel_size: int
+    max_model_len: int
+    gpu_memory_utilization: float
+    kv_cache_memory_bytes: int | None
+    sizing: Sizing
+
+    def as_dict(self) -> dict[str, t.Any]:
+        return {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "max_model_len": self.max_model_len,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
+            "fits": self.sizing.fits,
+            "sizing": self.sizing.as_dict(),
+        }
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+
+def demand_of(
+    arguments: t.Mapping[str, t.Any],
+    *,
+    tensor_parallel: int = 1,
+    cards_memory: t.Sequence[int] = (),
+    gpu_name: str = "",
+    max_model_len: int | str | None = None,
+) -> Demand:
+    """What the flags of a service (names with dashes, as under ``args:``) ask for, on the smallest of its cards.
+
+    Flags that cannot be read are left at vLLM's defaults: whether they may stand is for others to say.
+    """
+    flags = {str(name).replace("_", "-"): value for name, value in arguments.items()}
+    base = Demand(
+        tensor_parallel=max(1, tensor_parallel),
+        pipeline_parallel=_whole(flags.get("pipeline-parallel-size")) or 1,
+        gpu_name=gpu_name,
+        max_model_len=_whole(max_model_len),
+        kv_cache_dtype=str(flags.get("kv-cache-dtype") or "auto"),
+        quantization=str(flags.get("quantization") or ""),
+        max_num_batched_tokens=_whole(flags.get("max-num-batched-tokens")),
+        max_num_seqs=_whole(flags.get("max-num-seqs")),
+        enforce_eager=flags.get("enforce-eager") is True,
+        kv_cache_memory_bytes=_whole(flags.get("kv-cache-memory-bytes")),
+        limits=_limits(flags.get("limit-mm-per-prompt")),
+        max_pixels=_pixels(flags.get("mm-processor-kwargs")),
+        encoder_data_parallel=flags.get("mm-encoder-tp-mode") == "data",
+        skip_encoder_profiling=flags.get("skip-mm-profiling") is True,
+    )
+    if cards_memory:
+        base = replace(base, memory_total_bytes=min(cards_memory))
+    share = _number(flags.get("gpu-memory-utilization"))
+    if share is not None and 0 < share <= 1:
+        base = replace(base, utilization=share)
+    block = _whole(flags.get("block-size"))
+    return replace(base, block_size=block) if block and block <= 4096 else base
+
+
+_UNITS = {"k": 1000, "m": 1000**2, "g": 1000**3, "K": 1024, "M": MIB, "G": GIB}
+
+
+def _whole(value: object) -> int | None:
+    """A positive whole number as vLLM reads one: ``8192``, ``"25.6k"``, ``"2G"``; None for anything else."""
+    if isinstance(value, str):
+        text = value.strip()
+        factor = _UNITS.get(text[-1:], 0)
+        number = _number(text[:-1] if factor else text)
+        value = None if number is None else int(number * (factor or 1))
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 < value < 2**60 else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _json(value: object) -> dict[str, t.Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _limits(value: object) -> dict[str, int]:
+    """``--limit-mm-per-prompt``: how many items of a kind a request may have, written as a number or with options."""
+    limits = {}
+    for kind, wanted in _json(value).items():
+        count = wanted.get("count") if isinstance(wanted, dict) else wanted
+        if isinstance(count, int) and not isinstance(count, bool) and count >= 0:
+            limits[str(kind)] = count
+    return limits
+
+
+def _pixels(value: object) -> int:
+    options = _json(value)
+    size = options.get("size")
+    edge = size.get("longest_edge") if isinstance(size, dict) else None
+    return _whole(options.get("max_pixels")) or _whole(edge) or 0
+
+
+# --- proposals -------------------------------------------------------------------------------------------------------
+
+
+def propose(
+    model: Model,
+    cards_memory: t.Sequence[int],
+    demand: Demand | None = None,
+    *,
+    concurrent: int = CONCURRENT,
+) -> Proposal | None:
+    """The fewest of the cards that serve the longest context, and how; None where there is no card.
+
+    A ``max_model_len`` of the demand is kept. Where the model's own length does not fit on any legal number of cards,
+    the longest that does is proposed, in steps of 1,024 tokens.
+    """
+    if not cards_memory:
+        return None
+    demand = demand or Demand()
+    cards = sorted(cards_memory, reverse=True)
+    sizes = legal_tensor_parallel(model, len(cards), encoder_data_parallel=demand.encoder_data_parallel) or [1]
+    tried = []
+    for parallel in sizes:
+        # The smallest of the largest cards decides: vLLM gives all GPUs of a group the same cache.
+        one = replace(demand, tensor_parallel=parallel, memory_total_bytes=cards[parallel - 1])
+        sizing = size_of(model, one)
+        tried.append((one, sizing))
+        if sizing.fits and sizing.slack >= TIGHT:
+            return _proposal(model, one, sizing, concurrent)
+    fitting = [pair for pair in tried if pair[1].fits]
+    if fitting:
+        return _proposal(model, *fitting[-1], concurrent)
+    one, sizing = max(tried, key=lambda pair: (pair[1].max_len_fitting, pair[0].tensor_parallel))
+    length = round_length(sizing.max_len_fitting)
+    if length and not demand.max_model_len:
+        one = replace(one, max_model_len=length)
+    return _proposal(model, one, size_of(model, one), concurrent)
+
+
+def round_length(length: int) -> int:
+    """A context length to write down: a multiple of 1,024 (of 16 below that), never above ``length``."""
+    step = _LENGTH_STEP if length >= _SHORTEST else 16
+    return length // step * step
+
+
+def _proposal(model: Model, demand: Demand, sizing: Sizing, concurrent: int) -> Proposal:
+    """A proposal for a demand; a small model gets a share of the card."""
+    length = context_length(model, demand)
+    whole = Proposal(demand.tensor_parallel, length, demand.utilization, demand.kv_cache_memory_bytes, sizing)
+    if not sizing.fits or demand.kv_cache_memory_bytes:
+        return whole
+    fixed = sizing.budget_bytes - sizing.kv_available_bytes
+    wanted = math.ceil(sizing.kv_request_bytes * (concurrent + 1) / MIB) * MIB
+    share = math.ceil((fixed + wanted) * (1 + TIGHT) / demand.memory_total_bytes * 100) / 100
+    if share > SMALL_SHARE or share >= demand.utilization:
+        return whole
+    smaller = replace(demand, kv_cache_memory_bytes=wanted, utilization=share)
+    return Proposal(demand.tensor_parallel, length, share, wanted, size_of(model, smaller))
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def assess(
+    service: str,
+    entry: object,
+    arguments: t.Mapping[str, t.Any],
+    *,
+    tensor_parallel: int,
+    cards_memory: t.Sequence[t.Any],
+    gpu_name: str = "",
+    max_model_len: int | str | None = None,
+    allow_long: bool = False,
+) -> tuple[Sizing | None, list[Finding]]:
+    """The sum and the findings of one service, from its entry of vllm_model_info's ``models`` and its flags.
+
+    Nothing is held against a service whose model or cards are not known. ``allow_long`` is
+    VLLM_ALLOW_LONG_MAX_MODEL_LEN.
+    """
+    try:
+        model = model_of(entry) if entry is not None else None
+    except FleetError as exc:
+        return None, [_unknown(service, exc)]
+    if model is None:
+        return None, [_unknown(service, None)]
+    known = [size for size in cards_memory if isinstance(size, int) and not isinstance(size, bool) and size > 0]
+    demand = demand_of(
+        arguments,
+        tensor_parallel=tensor_parallel,
+        cards_memory=known,
+        gpu_name=gpu_name,
+        max_model_len=max_model_len,
+    )
+    flags = {str(name).replace("_", "-"): value for name, value in arguments.items()}
+    faults = check_parallel(service, model, demand, flags.get("enable-expert-parallel") is True)
+    if faults or not known:
+        return None, faults
+    if max_model_len in ("auto", -1):
+        fitted = size_of(model, demand)
+        if fitted.max_len_fitting:
+            demand = replace(demand, max_model_len=min(fitted.max_len_fitting, context_length(model, demand)))
+    sizing = size_of(model, demand)
+    return sizing, check(service, model, demand, sizing, allow_long)
+
+
+def check_parallel(service: str, model: Model, demand: Demand, expert_parallel: bool = False) -> list[Finding]:
+    """plan.tensor_parallel_illegal: what vLLM refuses while it loads, whatever the memory."""
+    fault = tensor_parallel_fault(model, demand.tensor_parallel, expert_parallel, demand.encoder_data_parallel)
+    if fault is not None:
+        limit = max(8, demand.tensor_parallel)
+        legal = legal_tensor_parallel(model, limit, expert_parallel, demand.encoder_data_parallel)
+        below = [size for size in legal if size <= demand.tensor_parallel]
+        remedy = f"set tensor_parallel_size: {below[-1]}, and gpus: to as many" if below else "use another model"
+        expected = f"a tensor_parallel_size of {_listed(legal)}" if legal else "a model that can be divided"
+        return [Finding("plan.tensor_parallel_illegal", ERROR, fault, expected, remedy, service)]
+    fault = pipeline_parallel_fault(model, demand.pipeline_parallel)
+    if fault is not None:
+        most = 1 if model.encoder_decoder else model.layers
+        expected = f"a pipeline-parallel-size of at most {most}"
+        remedy = "delete pipeline-parallel-size under args:"
+        return [Finding("plan.tensor_parallel_illegal", ERROR, fault, expected, remedy, service)]
+    return []
+
+
+def check(service: str, model: Model, demand: Demand, sizing: Sizing, allow_long: bool = False) -> list[Finding]:
+    """What is wrong with a service's memory: plan.context_too_long, plan.memory_short, plan.memory_tight."""
+    own = model.max_length
+    if demand.max_model_len and own and demand.max_model_len > own and not allow_long:
+        return [
+            Finding(
+                "plan.context_too_long",
+                ERROR,
+                f"max_model_len is {demand.max_model_len}, and the model was made for {own} tokens",
+                f"at most {own} tokens; vLLM refuses more",
+                f"set max_model_len: {own}, or leave it out",
+                service,
+            )
+        ]
+    if sizing.budget_bytes + sizing.outside_bytes > sizing.memory_total_bytes:
+        return [_over_committed(service, demand, sizing)]
+    if sizing.fits:
+        return [_tight(service, model, demand, sizing)] if sizing.slack < TIGHT and not _fixed_cache(demand) else []
+    if round_length(sizing.max_len_fitting):
+        return [_context(service, model, demand, sizing)]
+    return [_short(service, model, demand, sizing)]
+
+
+def _fixed_cache(demand: Demand) -> bool:
+    return demand.kv_cache_memory_bytes is not None
+
+
+def _unknown(service: str, exc: FleetError | None) -> Finding:
+    seen = exc.seen if exc is not None else "the model's config.json was not read"
+    remedy = exc.remedy if exc is not None and exc.remedy else "let the host reach the hub, or fetch the model first"
+    expected = "a config.json and safetensors headers, so that the memory can be reckoned"
+    return Finding("plan.model_unknown", INFO, seen, expected, remedy, service)
+
+
+def _context(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
+    length = round_length(sizing.max_len_fitting)
+    more = _more_cards(model, demand)
+    stated = "max_model_len" if demand.max_model_len else "the model's own context"
+    return Finding(
+        "plan.context_too_long",
+        ERROR,
+        f"{_needs(demand, sizing)}: {stated} of {sizing.max_model_len} tokens takes {gib(sizing.kv_request_bytes)} of "
+        f"KV cache, and {gib(sizing.kv_available_bytes)} are left for it",
+        f"a context of at most {sizing.max_len_fitting} tokens",
+        f"set max_model_len: {length}" + (f", or tensor_parallel_size: {more} with as many GPUs" if more else ""),
+        service,
+    )
+
+
+def _short(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
+    more = _more_cards(model, demand)
+    if more:
+        remedy = f"set tensor_parallel_size: {more}, with as many GPUs"
+    elif model.quantization is None and not demand.quantization:
+        remedy = "use a quantised variant of the model (FP8, AWQ), larger cards, or pipeline-parallel-size under args:"
+    else:
+        remedy = "use larger cards, or pipeline-parallel-size under args:"
+    return Finding(
+        "plan.memory_short",
+        ERROR,
+        f"{_needs(demand, sizing)}: {gib(sizing.weights_bytes)} of weights leave no room for one request",
+        f"at most {gib(sizing.budget_bytes)} per GPU",
+        remedy,
+        service,
+    )
+
+
+def _over_committed(service: str, demand: Demand, sizing: Sizing) -> Finding:
+    """vLLM wants its whole budget free at the start, and the CUDA context is there before it looks."""
+    total, outside = sizing.memory_total_bytes, sizing.outside_bytes
+    most = math.floor((total - outside) / total * 100) / 100
+    if demand.kv_cache_memory_bytes:
+        cache = max(0, demand.kv_cache_memory_bytes - (sizing.budget_bytes + outside - total)) // MIB * MIB
+        remedy = f"set kv-cache-memory-bytes: {cache} under args:"
+        seen = f"{gib(sizing.budget_bytes)} per GPU, with {gib(demand.kv_cache_memory_bytes)} of KV cache"
+    else:
+        remedy = f"set gpu_memory_utilization: {most:g}"
+        seen = f"gpu_memory_utilization is {demand.utilization:g}, which asks for {gib(sizing.budget_bytes)} per GPU"
+    return Finding(
+        "plan.memory_short",
+        ERROR,
+        f"{seen}; {_card(demand)} {gib(total)}, of which about {gib(outside)} go to the CUDA context"
+        + (" and NCCL" if sizing.tensor_parallel * sizing.pipeline_parallel > 1 else ""),
+        f"at most {gib(total - outside)} per GPU: vLLM refuses to start when less is free than it asks for",
+        remedy,
+        service,
+    )
+
+
+def _tight(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
+    spare = max(0, sizing.budget_bytes - sizing.needed_bytes)
+    more = _more_cards(model, demand, TIGHT)
+    # A tenth of the budget stays free with as much less cache.
+    free = math.ceil(sizing.budget_bytes * TIGHT) - spare
+    per_token = max(1, sizing.kv_bytes_per_token)
+    shorter = round_length(sizing.max_model_len - math.ceil(free / per_token))
+    remedies = []
+    if shorter >= _SHORTEST:
+        remedies.append(f"set max_model_len: {shorter}")
+    if more:
+        remedies.append(f"set tensor_parallel_size: {more} with as many GPUs")
+    remedies.append("or try it as it is: an estimate that is off by so little cannot tell")
+    return Finding(
+        "plan.memory_tight",
+        WARNING,
+        f"{_needs(demand, sizing)}: {gib(spare)} ({sizing.slack:.1%}) are left",
+        f"{TIGHT:.0%} of the budget free, since activations and CUDA graphs are estimates",
+        "; ".join(remedies),
+        service,
+    )
+
+
+def _needs(demand: Demand, sizing: Sizing) -> str:
+    return (
+        f"needs {gib(sizing.needed_bytes)} per GPU; {_card(demand)} {gib(sizing.memory_total_bytes)}, of which "
+        f"{demand.utilization:g} may be used ({gib(sizing.budget_bytes)})"
+    )
+
+
+def _card(demand: Demand) -> str:
+    return f"{demand.gpu_name} has" if demand.gpu_name else "the GPU has"
+
+
+def _more_cards(model: Model, demand: Demand, slack: float = 0.0) -> int:
+    """The smallest larger tensor parallel size that fits on cards of this size; 0 where there is none."""
+    sizes = legal_tensor_parallel(model, _TENSOR_PARALLEL_MAX, encoder_data_parallel=demand.encoder_data_parallel)
+    for size in sizes:
+        if size > demand.tensor_parallel:
+            sizing = size_of(model, replace(demand, tensor_parallel=size))
+            if sizing.fits and sizing.slack >= slack:
+                return size
+    return 0
+
+
+def _listed(sizes: t.Sequence[int]) -> str:
+    return ", ".join(str(size) for size in sizes[:-1]) + (" or " if len(sizes) > 1 else "") + str(sizes[-1])
