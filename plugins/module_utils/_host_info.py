@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _host_applied, _nvidia_probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _host_deployed, _nvidia_probe
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host_record import applied_facts, record_facts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
@@ -51,7 +51,7 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         "services_problem": problem,
         "user_exists": user_exists(user),
         "plan_digest": applied.get("digest"),
-        "applied": _host_applied.applied_plan(applied, installed),
+        "deployed": _host_deployed.deployed_plan(applied, {} if problem else _installed(backend)),
         "applied": applied_facts(applied),
         "record": record_facts(read_json(layout.record)),
         "gpus": nvidia.pop("gpus"),
@@ -66,3 +66,10 @@ def _running(backend: Backend) -> tuple[dict[str, Status], dict[int, str], str]:
         return backend.status(sorted(backend.installed())), backend.published(), ""
     except FleetError as exc:
         return {}, {}, str(exc)
+
+
+def _installed(backend: Backend) -> dict[str, str]:
+    try:
+        return backend.installed()
+    except FleetError:
+        return {}

@@ -140,6 +140,13 @@ plan_digest:
   returned: success
   type: str
   sample: 0f343b0931126a20f133d67c2b018a3b3e8e9d7a0c7cf7e7d5a7a7d1e2f3a4b5
+deployed:
+  description:
+    - What the last deploy applied, proved or not, as a plan is compared with it; V(null) on a host that never had one.
+      It has C(digest), C(runtime), C(engine), C(images), C(artifacts), C(services) by name, and C(installed), the digest
+      of each service that is installed. No value of an environment is in it.
+  returned: success
+  type: dict
 record:
   description:
     - What the host last ran successfully, or V(null).
