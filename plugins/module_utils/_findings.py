@@ -19,7 +19,9 @@ SEVERITIES = (ERROR, WARNING, INFO)
 
 @dataclass(frozen=True)
 class Finding:
-    """``code`` is stable (``plan.port_taken``); ``service`` is empty where the finding is about the host."""
+    """``code`` is stable (``plan.port_taken``). ``service`` is empty where the finding is about the host; ``page`` names
+    the page that tells more.
+    """
 
     code: str
     severity: str
@@ -27,6 +29,7 @@ class Finding:
     expected: str
     remedy: str
     service: str = ""
+    page: str = ""
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)

@@ -28,6 +28,7 @@ def test_a_finding_survives_a_trip_through_plain_data() -> None:
         "expected": "expected",
         "remedy": "remedy",
         "service": "chat",
+        "page": "",
     }
     assert Finding(**one.as_dict()) == one
 
