@@ -87,7 +87,10 @@ def _vision(read: Reader, top: Reader) -> Tower:
     model_type = top.text("model_type")
     pixel_based = model_type.startswith(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni", "qwen3_omni", "qwen3_5"))
     if pixel_based:
-        positions = (QWEN_PIXELS if patch == 14 else QWEN3_PIXELS) // (patch * patch * merge) * merge
+        processor = Reader(top.mapping("image_processor") or {}, "image_processor.")
+        largest = QWEN_PIXELS if patch == 14 else QWEN3_PIXELS
+        largest = processor.count(("max_pixels",), 1, 2**40, default=largest)
+        positions = max(1, largest // (patch * patch * merge)) * merge
     else:
         side = read.count(("image_size",), 1, 65536, default=448) // patch
         positions = max(1, side * side)

@@ -13,7 +13,7 @@ their padding), ``platforms/interface.py`` (blocks of hybrid models), ``config/m
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._config_layers import CHUNKED, FULL, NONE, SLIDING, STATE
 
@@ -88,6 +88,11 @@ class Cache:
         if self.cross_tokens:
             total += self._cross_parts() * -(-self.cross_tokens // self.block_tokens)
         return total
+
+    def used_bytes(self, length: int, encoder_positions: int, in_flight: int) -> int:
+        """Bytes that a request of ``length`` tokens really holds: of cross attention, no more than its one item."""
+        cross = min(self.cross_tokens, encoder_positions)
+        return replace(self, cross_tokens=cross).request_bytes(length, in_flight)
 
     def request_bytes(self, length: int, in_flight: int) -> int:
         """Bytes of the blocks of one request."""

@@ -77,9 +77,10 @@ class Sizing:
     """The sum for one GPU, that of the fullest pipeline stage. All sizes in bytes.
 
     ``rows`` add up to ``budget_bytes`` where the service fits; where it does not, the row :data:`SHORT` says by how
-    much they exceed it. ``max_len_fitting`` is the longest context that would fit, up to the model's own, and
-    ``concurrency`` how many requests of ``max_model_len`` fit at once. ``exact_weights`` says that the weights come
-    from the headers of the files.
+    much they exceed it. ``kv_request_bytes`` is what vLLM sets aside for one request of ``max_model_len`` tokens, and
+    ``kv_used_bytes`` what such a request holds (less, for an encoder-decoder model). ``max_len_fitting`` is the longest
+    context that fits the cache that there is, and ``concurrency`` how many requests of ``max_model_len`` fit at once.
+    ``exact_weights`` says that the weights come from the headers of the files.
     """
 
     rows: tuple[Row, ...]
@@ -90,6 +91,7 @@ class Sizing:
     weights_bytes: int
     kv_bytes_per_token: int
     kv_request_bytes: int
+    kv_used_bytes: int
     kv_available_bytes: int
     max_model_len: int
     max_len_fitting: int
@@ -126,6 +128,7 @@ class Sizing:
             "weights_bytes": self.weights_bytes,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_request_bytes": self.kv_request_bytes,
+            "kv_used_bytes": self.kv_used_bytes,
             "kv_available_bytes": self.kv_available_bytes,
             "max_model_len": self.max_model_len,
             "max_len_fitting": self.max_len_fitting,
@@ -221,6 +224,21 @@ def size_of(model: Model, demand: Demand) -> Sizing:
     return min(sums, key=lambda one: (one.max_len_fitting, one.slack))
 
 
+def longest_context(model: Model, demand: Demand) -> int:
+    """The most tokens, up to ``max_model_len`` or the model's own length, with which the service starts; 0 for none.
+
+    A shorter context can make room for more of itself: vLLM profiles the encoder with the longest video that fits it.
+    """
+    low, high = 0, context_length(model, demand)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if size_of(model, replace(demand, max_model_len=middle)).fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def context_length(model: Model, demand: Demand) -> int:
     """``max_model_len``, or the model's own length where nobody says one."""
     return demand.max_model_len or model.max_length or LENGTH_FALLBACK
@@ -300,6 +318,7 @@ def _stage(model: Model, demand: Demand, stage: int, layers: range) -> Sizing:
         weights_bytes=weights_bytes,
         kv_bytes_per_token=cache.token_bytes,
         kv_request_bytes=request,
+        kv_used_bytes=cache.used_bytes(length, model.encoder_positions, flight),
         kv_available_bytes=max(0, available),
         max_model_len=length,
         max_len_fitting=cache.longest(available, flight, max(model.max_length or 0, length)),

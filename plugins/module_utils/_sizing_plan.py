@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, INFO, WARNING, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import (
+    ENCODER_PEAK,
     GIB,
     MIB,
     Demand,
     Sizing,
     context_length,
     gib,
+    longest_context,
     model_of,
     size_of,
 )
@@ -194,10 +196,12 @@ def propose(
     fitting = [pair for pair in tried if pair[1].fits]
     if fitting:
         return _proposal(model, *fitting[-1], concurrent)
-    one, sizing = max(tried, key=lambda pair: (pair[1].max_len_fitting, pair[0].tensor_parallel))
-    length = round_length(sizing.max_len_fitting)
-    if length and not demand.max_model_len:
-        one = replace(one, max_model_len=length)
+    if demand.max_model_len:
+        return _proposal(model, *tried[-1], concurrent)
+    lengths = [(longest_context(model, one), one) for one, _sizing in tried]
+    length, one = max(lengths, key=lambda pair: (pair[0], pair[1].tensor_parallel))
+    if round_length(length):
+        one = replace(one, max_model_len=round_length(length))
     return _proposal(model, one, size_of(model, one), concurrent)
 
 
@@ -214,7 +218,8 @@ def _proposal(model: Model, demand: Demand, sizing: Sizing, concurrent: int) -> 
     if not sizing.fits or demand.kv_cache_memory_bytes:
         return whole
     fixed = sizing.budget_bytes - sizing.kv_available_bytes
-    wanted = math.ceil(sizing.kv_request_bytes * (concurrent + 1) / MIB) * MIB
+    least = sizing.needed_bytes - fixed
+    wanted = math.ceil(max(least, sizing.kv_used_bytes * concurrent) / MIB) * MIB
     share = math.ceil((fixed + wanted) * (1 + TIGHT) / demand.memory_total_bytes * 100) / 100
     if share > SMALL_SHARE or share >= demand.utilization:
         return whole
@@ -260,9 +265,7 @@ def assess(
     if faults or not known:
         return None, faults
     if max_model_len in ("auto", -1):
-        fitted = size_of(model, demand)
-        if fitted.max_len_fitting:
-            demand = replace(demand, max_model_len=min(fitted.max_len_fitting, context_length(model, demand)))
+        demand = replace(demand, max_model_len=longest_context(model, demand) or None)
     sizing = size_of(model, demand)
     return sizing, check(service, model, demand, sizing, allow_long)
 
@@ -304,8 +307,9 @@ def check(service: str, model: Model, demand: Demand, sizing: Sizing, allow_long
         return [_over_committed(service, demand, sizing)]
     if sizing.fits:
         return [_tight(service, model, demand, sizing)] if sizing.slack < TIGHT and not _fixed_cache(demand) else []
-    if round_length(sizing.max_len_fitting):
-        return [_context(service, model, demand, sizing)]
+    longest = longest_context(model, demand)
+    if round_length(longest):
+        return [_context(service, model, demand, sizing, longest)]
     return [_short(service, model, demand, sizing)]
 
 
@@ -320,19 +324,30 @@ def _unknown(service: str, exc: FleetError | None) -> Finding:
     return Finding("plan.model_unknown", INFO, seen, expected, remedy, service)
 
 
-def _context(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
-    length = round_length(sizing.max_len_fitting)
+def _context(service: str, model: Model, demand: Demand, sizing: Sizing, longest: int) -> Finding:
     more = _more_cards(model, demand)
     stated = "max_model_len" if demand.max_model_len else "the model's own context"
+    taken = f"{stated} of {sizing.max_model_len} tokens takes {gib(sizing.kv_request_bytes)} of KV cache"
+    encoder = dict(sizing.rows).get(ENCODER_PEAK, 0)
+    if encoder >= GIB:
+        taken += f", and {gib(encoder)} go to the encoder at work on the largest image or video"
+    remedy = f"set max_model_len: {round_length(longest)}"
+    remedy += f", or tensor_parallel_size: {more} with as many GPUs" if more else ""
+    if _fits_without_video(model, demand):
+        remedy += ", or limit-mm-per-prompt: '{\"video\": 0}' under args: if no videos are asked about"
     return Finding(
         "plan.context_too_long",
         ERROR,
-        f"{_needs(demand, sizing)}: {stated} of {sizing.max_model_len} tokens takes {gib(sizing.kv_request_bytes)} of "
-        f"KV cache, and {gib(sizing.kv_available_bytes)} are left for it",
-        f"a context of at most {sizing.max_len_fitting} tokens",
-        f"set max_model_len: {length}" + (f", or tensor_parallel_size: {more} with as many GPUs" if more else ""),
+        f"{_needs(demand, sizing)}: {taken}",
+        f"a context of at most {longest} tokens",
+        remedy,
         service,
     )
+
+
+def _fits_without_video(model: Model, demand: Demand) -> bool:
+    videos = any(tower.frames > 1 for tower in model.towers) and demand.limits.get("video", 1) > 0
+    return videos and size_of(model, replace(demand, limits={**demand.limits, "video": 0})).fits
 
 
 def _short(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:

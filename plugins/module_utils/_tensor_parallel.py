@@ -92,7 +92,8 @@ def _quantization_fault(model: Model, quantization: Quantization, size: int, exp
     if model.moe is None or model.moe.dense_layers:
         inputs.append(("a layer's MLP", model.intermediate))
         outputs.append(("a layer's MLP", model.intermediate))
-    if model.moe is not None and not expert_parallel:
+    # Experts in groups have a kernel that takes parts of one (moe_wna16); those in blocks have none.
+    if model.moe is not None and not expert_parallel and quantization.block:
         inputs.append(("an expert", model.moe.intermediate))
         outputs.append(("an expert", model.moe.intermediate))
     rows, columns = quantization.block or (0, quantization.group)
