@@ -43,7 +43,15 @@ def test_a_plan() -> None:
         "--served-model-name", "chat", "--host", "127.0.0.1", "--shutdown-timeout", "120",
     ]  # fmt: skip
     assert entry["command"][3:] == entry["declared"] + entry["operational"]
-    assert entry["gpus"] == [{"index": 2, "uuid": UUID.format(3), "name": "NVIDIA H200"}]
+    assert entry["gpus"] == [
+        {
+            "index": 2,
+            "uuid": UUID.format(3),
+            "name": "NVIDIA H200",
+            "pci_bus_id": "00000000:3B:00.0",
+            "memory_total_bytes": 150754820096,
+        }
+    ]
     assert (entry["secrets"], entry["probes"], entry["stop_timeout"]) == (["VLLM_API_KEY"], None, 150)
     assert SECRET not in json.dumps(planned)
 
@@ -128,7 +136,7 @@ def test_a_card_that_is_partitioned_is_not_given() -> None:
     named = only(plan(service(gpus=[0]), on=facts(cards)))
     assert (named["code"], named["seen"]) == ("plan.gpu_mig", "GPU 0 is partitioned (MIG)")
     assert indices(plan(service(gpus=1), on=facts(cards))) == {"chat": [1]}
-    assert only(plan(service(gpus=2), on=facts(cards)))["seen"] == "1 of 2 GPUs are free"
+    assert only(plan(service(gpus=2), on=facts(cards)))["seen"] == "1 of 2 GPUs are free (left out: 0 (MIG is on))"
 
 
 def test_one_mistake_is_one_finding() -> None:
