@@ -12,6 +12,7 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _host_deployed, _nvidia_probe
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._host_facts import HostFacts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host_record import applied_facts, record_facts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
     absolute_root,
@@ -23,9 +24,19 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout, Status, read_json
 
 
-def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[str], user: str) -> dict[str, t.Any]:
+def gather(
+    root: str,
+    runtime: str,
+    ports: t.Sequence[int],
+    paths: t.Sequence[str],
+    user: str,
+    images: t.Sequence[str] = (),
+    hub_endpoint: str | None = None,
+    hub_token: str | None = None,
+) -> dict[str, t.Any]:
     """What the module ``vllm_host_info`` returns."""
     layout = Layout(absolute_root(root))
+    more = HostFacts(resolve_runtime(runtime), paths, hub_endpoint or "", hub_token or "")
     backend = make_backend(runtime, layout, user=user)
     services, published, problem = _running(backend)
     pids = {name: status.pid for name, status in services.items() if status.pid}
@@ -41,11 +52,10 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         # or is not any more, was ours as well.
         listening = _host.listeners(set(ports), pids, {**published, **_running(backend)[1]})
     applied = read_json(layout.plan) or {}
-    nvidia = _nvidia_probe.gather()
-    return {
+    nvidia = _nvidia_probe.gather(images=images)
+    facts = {
         **_host.system(),
         "runtime": resolve_runtime(runtime),
-        "filesystems": _host.filesystems(paths),
         "listening": listening,
         "services": {name: status.as_dict() for name, status in services.items()},
         "services_problem": problem,
@@ -58,6 +68,7 @@ def gather(root: str, runtime: str, ports: t.Sequence[int], paths: t.Sequence[st
         "gpu_reason": str(nvidia.get("reason") or ""),
         "nvidia": nvidia,
     }
+    return more.complete(facts, pids, str(layout.root))
 
 
 def _running(backend: Backend) -> tuple[dict[str, Status], dict[int, str], str]:

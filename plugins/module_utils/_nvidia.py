@@ -21,6 +21,13 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape, unescape
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_health import (
+    FabricManager,
+    Xid,
+    throttle_of_elements,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_images import Image
+from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_topology import Link
 
 # --------------------------------------------------------------------------------------------------------------------
 # Shapes
@@ -72,8 +79,11 @@ class Pcie(TypedDict):
 
 
 class Power(TypedDict):
+    """``limit_w`` is the enforced limit, ``default_limit_w`` what the board has without a setting."""
+
     draw_w: float | None
     limit_w: float | None
+    default_limit_w: float | None
 
 
 class Utilization(TypedDict):
@@ -114,6 +124,9 @@ class Gpu(TypedDict):
     ecc: Ecc
     pcie: Pcie
     temperature_c: int | None
+    temperature_limit_c: int | None
+    numa_node: int | None
+    throttle: list[str] | None
     power: Power
     utilization: Utilization
     fabric: Fabric
@@ -148,7 +161,11 @@ class Toolkit(TypedDict):
 
 
 class Docker(TypedDict):
-    """The Docker CLI and its server. ``running`` is None where it cannot be told (no permission, no answer)."""
+    """The Docker CLI and its server. ``running`` is None where it cannot be told (no permission, no answer).
+
+    ``default_nofile_soft`` is what a container without ulimits of its own gets; ``daemon_error`` says why daemon.json
+    cannot be used.
+    """
 
     installed: bool
     path: str | None
@@ -168,6 +185,12 @@ class Docker(TypedDict):
     runtimes: dict[str, str | None]
     rootless: bool | None
     live_restore: bool | None
+    security_options: list[str]
+    http_proxy: str | None
+    default_nofile_soft: int | None
+    containerd_nofile_soft: int | None
+    dev_char_links: bool | None
+    daemon_error: str | None
 
 
 class Compose(TypedDict):
@@ -197,6 +220,7 @@ class Cdi(TypedDict):
     spec_dirs: list[str]
     specs: list[CdiSpec]
     docker_devices: list[str]
+    newest_mtime: int | None
 
 
 class Container(TypedDict):
@@ -204,6 +228,7 @@ class Container(TypedDict):
     docker: Docker
     compose: Compose
     cdi: Cdi
+    images: dict[str, Image] | None
 
 
 class Facts(TypedDict):
@@ -222,6 +247,11 @@ class Facts(TypedDict):
     reason_code: str | None
     remedy: str | None
     problems: list[str]
+    topology: list[Link] | None
+    xids: list[Xid] | None
+    fabric_manager: FabricManager | None
+    persistenced: bool | None
+    driver_installed_at: int | None
     container: Container | None
 
 
@@ -251,7 +281,10 @@ def empty_gpu(index: int) -> Gpu:
             "width": {"current": None, "max": None},
         },
         "temperature_c": None,
-        "power": {"draw_w": None, "limit_w": None},
+        "temperature_limit_c": None,
+        "numa_node": None,
+        "throttle": None,
+        "power": {"draw_w": None, "limit_w": None, "default_limit_w": None},
         "utilization": {"gpu_percent": None, "memory_percent": None},
         "fabric": {"state": None, "status": None},
         "processes": [],
@@ -279,6 +312,12 @@ def empty_docker() -> Docker:
         "runtimes": {},
         "rootless": None,
         "live_restore": None,
+        "security_options": [],
+        "http_proxy": None,
+        "default_nofile_soft": None,
+        "containerd_nofile_soft": None,
+        "dev_char_links": None,
+        "daemon_error": None,
     }
 
 
@@ -531,7 +570,35 @@ def _smi_power(gpu: ElementTree.Element) -> Power:
     return {
         "draw_w": decimal(_text(readings, "power_draw", "average_power_draw", "instant_power_draw")),
         "limit_w": decimal(_text(readings, "current_power_limit", "enforced_power_limit", "power_limit")),
+        "default_limit_w": decimal(_text(readings, "default_power_limit")),
     }
+
+
+def _smi_temperature_limit(gpu: ElementTree.Element) -> int | None:
+    """Where the GPU slows down. Newer ones tell how far away they are from a point, and how far from it they do so."""
+    limit = integer(_text(gpu, "temperature/gpu_temp_slow_threshold"))
+    if limit is not None:
+        return limit
+    return temperature_limit(
+        integer(_text(gpu, "temperature/gpu_temp")),
+        integer(_text(gpu, "temperature/gpu_temp_tlimit")),
+        integer(_text(gpu, "temperature/gpu_temp_slow_tlimit_threshold")),
+    )
+
+
+def temperature_limit(temperature: int | None, margin: int | None, threshold: int | None) -> int | None:
+    """31 C, 56 C away from the point, slowing down at -2 C from it: 89 C."""
+    if temperature is None or margin is None or threshold is None:
+        return None
+    return temperature + margin - threshold
+
+
+def _smi_throttle(gpu: ElementTree.Element) -> list[str] | None:
+    # clocks_event_reasons since driver 535.
+    section = gpu.find("clocks_event_reasons")
+    if section is None:
+        section = gpu.find("clocks_throttle_reasons")
+    return None if section is None else throttle_of_elements((item.tag, item.text) for item in section)
 
 
 def _smi_processes(gpu: ElementTree.Element) -> list[Process]:
@@ -569,6 +636,9 @@ def _smi_gpu(position: int, gpu: ElementTree.Element) -> Gpu:
         "ecc": _smi_ecc(gpu),
         "pcie": _smi_pcie(gpu),
         "temperature_c": integer(_text(gpu, "temperature/gpu_temp")),
+        "temperature_limit_c": _smi_temperature_limit(gpu),
+        "numa_node": None,
+        "throttle": _smi_throttle(gpu),
         "power": _smi_power(gpu),
         "utilization": {
             "gpu_percent": integer(_text(gpu, "utilization/gpu_util")),
@@ -891,7 +961,14 @@ def apply_docker_info(docker: Docker, text: str) -> None:
     }
     docker["rootless"] = any("name=rootless" in option.split(",") for option in _names(info.get("SecurityOptions")))
     docker["live_restore"] = info.get("LiveRestoreEnabled") is True
+    docker["security_options"] = _names(info.get("SecurityOptions"))
+    docker["http_proxy"] = without_credentials(_filled(info.get("HttpsProxy")) or _filled(info.get("HttpProxy")))
     docker["snap"] = docker["snap"] or (docker["root_dir"] or "").startswith("/var/snap/")
+
+
+def without_credentials(url: str | None) -> str | None:
+    """The URL of a proxy without user and password."""
+    return re.sub(r"^(?:(\w+://))?[^/@]*@", r"\1", url) if url else None
 
 
 def docker_cdi(text: str) -> tuple[bool | None, list[str], list[str]]:

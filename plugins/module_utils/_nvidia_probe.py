@@ -17,15 +17,22 @@ import ctypes
 import importlib
 import json
 import os
+import platform
 import select
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _nvidia as nv
+from ansible_collections.gpufleet.vllm.plugins.module_utils import (
+    _nvidia_docker,
+    _nvidia_health,
+    _nvidia_images,
+    _nvidia_topology,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import (
     REAP_SECONDS,
@@ -34,6 +41,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._process import (
     reap,
     run_command,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sources import Sources
 
 DEFAULT_TIMEOUT = 30.0
 
@@ -59,7 +67,7 @@ def isolated(function: Callable[[], Any], timeout: float) -> Isolated:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _answer_and_exit(function, reader, writer)
+        _answer_and_exit(function, writer)
     os.close(writer)
     try:
         data, complete = _read_until(reader, time.monotonic() + timeout)
@@ -77,10 +85,11 @@ def isolated(function: Callable[[], Any], timeout: float) -> Isolated:
     return Isolated(value=answer.get("value"), error=answer.get("error"))
 
 
-def _answer_and_exit(function: Callable[[], Any], reader: int, writer: int) -> None:
+def _answer_and_exit(function: Callable[[], Any], writer: int) -> None:
     # Nothing of the parent may run in the child: no exit handler, no flush of its buffers.
     try:
-        os.close(reader)
+        # Other threads may run commands, whose pipes must not stay open here once those have ended.
+        _close_all_but(writer)
         try:
             data = json.dumps({"value": function()}).encode()
         except Exception as error:  # noqa: BLE001 - whatever a foreign library raises
@@ -89,6 +98,14 @@ def _answer_and_exit(function: Callable[[], Any], reader: int, writer: int) -> N
             data = data[os.write(writer, data) :]
     finally:
         os._exit(0)
+
+
+def _close_all_but(kept: int) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != kept:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _read_until(descriptor: int, deadline: float) -> tuple[bytes, bool]:
@@ -185,6 +202,8 @@ _COMPUTE_MODES = {
 _FABRIC_STATES = {1: "not_started", 2: "in_progress", 3: "completed"}
 _PROCESS_LISTS = (("Compute", "C"), ("Graphics", "G"), ("MPSCompute", "M+C"))
 _UNCORRECTED, _VOLATILE = 1, 0
+_SLOWDOWN = 1  # NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+_SLOWDOWN_TLIMIT = 194  # NVML_FI_DEV_TEMPERATURE_SLOWDOWN_TLIMIT
 
 
 def _string(value: Any) -> str | None:
@@ -242,6 +261,8 @@ class _Nvml:
         gpu["ecc"] = self._ecc(what, handle)
         gpu["pcie"] = self._pcie(what, handle)
         gpu["temperature_c"] = self.get(what, "nvmlDeviceGetTemperature", handle, 0)
+        gpu["temperature_limit_c"] = self._temperature_limit(what, handle, gpu["temperature_c"])
+        gpu["throttle"] = self._throttle(what, handle)
         gpu["power"] = self._power(what, handle)
         rates = self.get(what, "nvmlDeviceGetUtilizationRates", handle)
         gpu["utilization"] = {
@@ -294,10 +315,29 @@ class _Nvml:
         limit = self.get(what, "nvmlDeviceGetEnforcedPowerLimit", handle)
         if limit is None:
             limit = self.get(what, "nvmlDeviceGetPowerManagementLimit", handle)
+        default = self.get(what, "nvmlDeviceGetPowerManagementDefaultLimit", handle)
         return {
             "draw_w": None if draw is None else draw / 1000,
             "limit_w": None if limit is None else limit / 1000,
+            "default_limit_w": None if default is None else default / 1000,
         }
+
+    def _throttle(self, what: str, handle: Any) -> list[str] | None:
+        mask = self.get(what, "nvmlDeviceGetCurrentClocksEventReasons", handle)
+        if mask is None:  # drivers before 535
+            mask = self.get(what, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+        return _nvidia_health.throttle_of_mask(mask)
+
+    def _temperature_limit(self, what: str, handle: Any, temperature: int | None) -> int | None:
+        limit = self.get(what, "nvmlDeviceGetTemperatureThreshold", handle, _SLOWDOWN)
+        if limit is not None:
+            return cast(int, limit)
+        # NVML is to lose that function for newer GPUs, which tell how far away they are.
+        margin = self.get(what, "nvmlDeviceGetMarginTemperature", handle)
+        values = self.get(what, "nvmlDeviceGetFieldValues", handle, [_SLOWDOWN_TLIMIT]) if margin is not None else None
+        if not values or values[0].nvmlReturn:
+            return None
+        return nv.temperature_limit(temperature, margin, values[0].value.siVal)
 
     def _mig(self, what: str, handle: Any) -> nv.Mig:
         current, pending = self.pair(what, "nvmlDeviceGetMigMode", handle)
@@ -373,6 +413,7 @@ class NvmlAnswer(NamedTuple):
     report: nv.DriverReport | None
     faults: list[str]
     error: str | None = None
+    topology: list[_nvidia_topology.Link] | None = None
 
 
 def query_nvml(binding: Any) -> NvmlAnswer:
@@ -392,7 +433,10 @@ def query_nvml(binding: Any) -> NvmlAnswer:
             "attached": count,
             "gpus": gpus,
         }
-        return NvmlAnswer(report, nvml.faults)
+        faults = list(nvml.faults)
+        links = getattr(binding, "NVML_NVLINK_MAX_LINKS", 18)
+        topology = _nvidia_topology.nvml_topology(nvml.get, count, links) if count > 1 else None
+        return NvmlAnswer(report, faults, topology=topology)
     finally:
         nvml.get("NVML", "nvmlShutdown")
 
@@ -417,6 +461,7 @@ class _GpuFacts:
         self.diagnosis: nv.Diagnosis | None = None
         self.nvml_diagnosis: nv.Diagnosis | None = None
         self.problems: list[str] = []
+        self.topology: list[_nvidia_topology.Link] | None = None
 
     def explain(self, diagnosis: nv.Diagnosis) -> None:
         self.diagnosis = self.diagnosis or diagnosis
@@ -449,6 +494,7 @@ class _GpuFacts:
         answer = NvmlAnswer(*end.value) if end.value else NvmlAnswer(None, [], end.error)
         if answer.report is not None:
             self._accept("nvml", answer.report)
+            self.topology = answer.topology
         elif answer.error:
             self.note(f"NVML through nvidia-ml-py failed ({answer.error}): falling back to nvidia-smi.")
             # The library can be hidden from this interpreter alone, so nvidia-smi gets the last word.
@@ -491,6 +537,7 @@ class _GpuFacts:
             if end.rc:
                 self.note(f"nvidia-smi ended with exit status {end.rc}: {nv.first_line(outside) or 'no message'}")
             self._complete_smi(path, report["gpus"])
+            self.topology = self._smi_topology(path, [gpu["index"] for gpu in report["gpus"]])
         elif self.diagnosis is None:
             self.explain(nv.smi_failed(end.rc, outside))
 
@@ -510,6 +557,13 @@ class _GpuFacts:
                 )
         if any(gpu["mig"]["devices"] for gpu in gpus):
             nv.apply_smi_list(gpus, self.run([path, "-L"], self.timeout).out)
+
+    def _smi_topology(self, path: str, indices: list[int]) -> list[_nvidia_topology.Link] | None:
+        if len(indices) < 2:
+            return None
+        ends = [self.run([path, "topo", *words], self.timeout) for words in (["-m"], ["-p2p", "r"])]
+        matrices = [_nvidia_topology.parse_matrix(end.out if end.rc == 0 else "") for end in ends]
+        return _nvidia_topology.combine(indices, *matrices)
 
     def _check(self, kernel_version: str | None, pci: list[str]) -> None:
         if self.report is None:
@@ -652,6 +706,7 @@ def _cdi(host: Host, info: str) -> nv.Cdi:
         "spec_dirs": directories or list(_CDI_DIRECTORIES),
         "specs": specs,
         "docker_devices": devices,
+        "newest_mtime": max((spec["mtime"] for spec in specs if spec["mtime"] is not None), default=None),
     }
 
 
@@ -664,27 +719,44 @@ def _stale_cdi(cdi: nv.Cdi, driver_version: str | None) -> list[str]:
     ]
 
 
-def _containers(
-    run: Runner,
-    host: Host,
-    timeout: float,
-    driver_version: str | None,
-    problems: list[str],
-) -> nv.Container:
+def _containers(run: Runner, host: Host, timeout: float, images: Sequence[str], problems: list[str]) -> nv.Container:
+    sources = Sources()
+    sources.ask("the container toolkit", lambda: _toolkit(run, host, timeout), 3 * timeout + 1)
     docker, info = _docker(run, host, timeout, problems)
-    cdi = _cdi(host, info)
-    problems.extend(_stale_cdi(cdi, driver_version))
-    return {
-        "toolkit": _toolkit(run, host, timeout),
+    found: dict[str, _nvidia_images.Image] | None = {} if not images else None
+    if images and docker["path"] and docker["running"]:
+        found = _nvidia_images.read_images(run, docker["path"], images, timeout)
+    _nvidia_docker.complete(docker, host)
+    if docker["daemon_error"]:
+        problems.append(docker["daemon_error"])
+    nothing: nv.Toolkit = {
+        "installed": False, "version": None, "nvidia_ctk": None, "runtime": None, "runtime_hook": None,
+    }  # fmt: skip
+    container: nv.Container = {
         "docker": docker,
         "compose": _compose(run, host, timeout, docker, info),
-        "cdi": cdi,
+        "cdi": _cdi(host, info),
+        "images": found,
+        "toolkit": sources.answer("the container toolkit", nothing),
     }
+    problems.extend(sources.problems)
+    return container
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # All of it
 # --------------------------------------------------------------------------------------------------------------------
+
+
+_LOG_SECONDS = 16.0
+
+
+def _numa_node(host: Host, bus_id: str | None) -> int | None:
+    """The NUMA node that the card hangs on; None where the machine has none, or does not tell (-1)."""
+    # NVML's domain has eight digits, the kernel's four.
+    address = (bus_id or "").lower()[-12:]
+    text = (host.read(f"/sys/bus/pci/devices/{address}/numa_node", 16) or "").strip() if address else ""
+    return int(text) if text.isdigit() else None
 
 
 def gather(
@@ -695,6 +767,7 @@ def gather(
     nvidia_smi: str | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     host: Host | None = None,
+    images: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All GPU and container facts of a host.
 
@@ -703,21 +776,38 @@ def gather(
     :param with_containers: read toolkit, Docker, Compose and CDI; without, ``container`` is None.
     :param nvidia_smi: the executable to use in place of the one that is found.
     :param timeout: seconds that each single command, and NVML as a whole, may take.
+    :param images: references of images that Docker is asked for.
     :returns: the facts in the shape of :class:`_nvidia.Facts`. Where they are empty or incomplete, ``reason``,
         ``reason_code`` and ``remedy`` say why.
     """
     host = host or Host()
     kernel = nv.parse_kernel_module(host.read("/proc/driver/nvidia/version") or "")
     pci = nvidia_pci_gpus(host)
+    # Side by side: none of them needs another's answer, and a broken host has several that are slow.
+    sources = Sources()
+    docker_problems: list[str] = []
+    if with_containers:
+        sources.ask("Docker", lambda: _containers(run, host, timeout, images, docker_problems), 9 * timeout)
+    has_gpus = with_gpus and bool(pci or kernel["version"])
+    if has_gpus:
+        sources.ask("the kernel's log", lambda: _nvidia_health.read_xids(run, host, host.find), _LOG_SECONDS)
+        sources.ask("NVIDIA's daemons", lambda: _nvidia_health.daemons(run, host, host.find), _LOG_SECONDS)
     gpu_facts = _GpuFacts(run, host, nvidia_smi, timeout)
     if with_gpus:
         gpu_facts.collect(kernel["version"], pci)
     report, diagnosis = gpu_facts.report, gpu_facts.diagnosis
     driver_version = (report["driver_version"] if report else None) or kernel["version"]
-    problems = gpu_facts.problems
-    container = _containers(run, host, timeout, driver_version, problems) if with_containers else None
+    gpus = sorted(report["gpus"], key=lambda gpu: gpu["index"]) if report else []
+    for gpu in gpus:
+        gpu["numa_node"] = _numa_node(host, gpu["pci_bus_id"])
+    container = sources.answer("Docker", cast("nv.Container | None", None)) if with_containers else None
+    fabric, persistenced = sources.answer("NVIDIA's daemons", (None, None)) if has_gpus else (None, None)
+    xids = sources.answer("the kernel's log", None) if has_gpus else None
+    problems = [*gpu_facts.problems, *docker_problems, *sources.problems]
+    if container:
+        problems.extend(_stale_cdi(container["cdi"], driver_version))
     facts: nv.Facts = {
-        "gpus": sorted(report["gpus"], key=lambda gpu: gpu["index"]) if report else [],
+        "gpus": gpus,
         "driver_version": driver_version,
         "cuda_version": report["cuda_version"] if report else None,
         "kernel_module_version": kernel["version"],
@@ -730,6 +820,11 @@ def gather(
         "reason_code": diagnosis.code if diagnosis else None,
         "remedy": diagnosis.remedy if diagnosis else None,
         "problems": problems,
+        "topology": gpu_facts.topology,
+        "xids": xids,
+        "fabric_manager": fabric,
+        "persistenced": persistenced,
+        "driver_installed_at": _nvidia_health.driver_installed_at(host, driver_version, platform.release()),
         "container": container,
     }
     return cast("dict[str, Any]", facts)

@@ -195,10 +195,26 @@ gpus:
     temperature_c:
       description: The temperature in degrees Celsius.
       type: int
+    temperature_limit_c:
+      description: The temperature at which the GPU slows down.
+      type: int
+      sample: 89
+    numa_node:
+      description: The NUMA node of the host that the GPU hangs on.
+      type: int
+      sample: 0
+    throttle:
+      description:
+        - Why the clocks are lower than they could be. Empty where nothing slows the GPU down.
+        - Some of V(gpu_idle), V(applications_clocks_setting), V(sw_power_cap), V(hw_slowdown), V(sync_boost),
+          V(sw_thermal_slowdown), V(hw_thermal_slowdown), V(hw_power_brake_slowdown), V(display_clocks_setting).
+      type: list
+      elements: str
+      sample: [sw_power_cap]
     power:
-      description: The draw and its enforced limit in watts.
+      description: The draw, its enforced limit, and the limit without a setting, in watts.
       type: dict
-      sample: {draw_w: 118.04, limit_w: 700.0}
+      sample: {draw_w: 118.04, limit_w: 700.0, default_limit_w: 700.0}
     utilization:
       description: How busy the GPU was. V(null) with MIG.
       type: dict
@@ -288,6 +304,44 @@ problems:
   returned: success
   type: list
   elements: str
+topology:
+  description:
+    - How each two GPUs are linked; V(null) with fewer than two, or where the driver does not tell.
+    - C(gpus) are their indices, C(link) is the word of C(nvidia-smi topo -m) in lower case, C(nvlinks) counts the NVLinks
+      between them.
+    - C(p2p) is V(ok), or why they can not read each other's memory. V(cns) for the chipset, V(gns) for the GPU, V(tns)
+      for the topology, V(dr) for a registry key, V(ns) for no support, V(u) for unknown.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{gpus: [0, 1], link: nv18, nvlinks: 18, p2p: ok}]
+xids:
+  description:
+    - The errors that the kernel module reported since the last boot, the latest 200, from the journal and the kernel's
+      own buffer. V(null) where neither can be read.
+    - Each has C(xid), C(pci_bus_id) as in RV(gpus), C(time) in seconds since the epoch, and C(message).
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - {xid: 79, pci_bus_id: "00000000:19:00.0", time: 1764057600.5, message: GPU has fallen off the bus.}
+fabric_manager:
+  description:
+    - Fabric Manager, which hosts with NVSwitch need. C(installed), C(active) and C(version).
+    - V(null) on a host without GPUs.
+  returned: success
+  type: dict
+  sample: {installed: true, active: true, version: 580.95.05}
+persistenced:
+  description: Whether the persistence daemon runs.
+  returned: success
+  type: bool
+  sample: true
+driver_installed_at:
+  description: The newer change of the driver's kernel module and library, in seconds since the epoch.
+  returned: success
+  type: int
+  sample: 1763971200
 container:
   description: What runs containers. V(null) where O(gather) does not name V(containers).
   returned: success
@@ -366,6 +420,31 @@ container:
         live_restore:
           description: Whether containers outlive a restart of the server.
           type: bool
+        security_options:
+          description: The security options of the server, in its own words.
+          type: list
+          elements: str
+          sample: ["name=apparmor", "name=seccomp,profile=builtin", "name=cgroupns"]
+        http_proxy:
+          description: The proxy that the server pulls through, without credentials.
+          type: str
+        default_nofile_soft:
+          description: >-
+            The open files that a container may have without limits of its own. From the server's configuration, else
+            of containerd, whose limit containers inherit.
+          type: int
+          sample: 1024
+        containerd_nofile_soft:
+          description: The open files that containerd may have.
+          type: int
+        dev_char_links:
+          description: >-
+            Whether C(/dev/char) has a link for each NVIDIA device. Without them C(systemctl daemon-reload) can take the
+            GPUs away from running containers. V(null) without such devices.
+          type: bool
+        daemon_error:
+          description: Why the server's configuration file can not be used.
+          type: str
     compose:
       description: Docker Compose, as a plugin or stand-alone.
       type: dict
@@ -412,6 +491,16 @@ container:
           description: The CDI devices that Docker itself found. Docker 28.2 and later.
           type: list
           elements: str
+        newest_mtime:
+          description: When the newest specification was written, in seconds since the epoch.
+          type: int
+    images:
+      description:
+        - The images that M(gpufleet.vllm.vllm_host_info) was asked for, by reference. Empty in this module, and V(null)
+          where Docker does not answer.
+        - Each has C(present), C(id), C(digests), C(cuda_version), C(require_cuda), C(vllm_version), C(architecture) and
+          C(size_bytes).
+      type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule

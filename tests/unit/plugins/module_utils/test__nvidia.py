@@ -96,7 +96,7 @@ SMI_CASES = [
                 "remapped_rows": {"pending": None, "failure": None},
                 "retired_pages_pending": True,
             },
-            "power": {"draw_w": 24.62, "limit_w": 300.0},
+            "power": {"draw_w": 24.62, "limit_w": 300.0, "default_limit_w": 300.0},
             "mig": {"current": None, "pending": None, "devices": []},
         },
         id="v100-470",
@@ -127,7 +127,7 @@ SMI_CASES = [
                 "remapped_rows": {"pending": None, "failure": None},
                 "retired_pages_pending": None,
             },
-            "power": {"draw_w": 27.23, "limit_w": 200.0},
+            "power": {"draw_w": 27.23, "limit_w": 200.0, "default_limit_w": 350.0},
             "processes": [],
         },
         id="rtx3090-525",
@@ -135,7 +135,7 @@ SMI_CASES = [
     pytest.param(
         "rtx4090-535",
         {"driver": "535.86.05", "cuda": "12.2", "count": 1},
-        {"power": {"draw_w": 8.49, "limit_w": 450.0}, "compute_mode": "default", "memory_total_bytes": 24564 * MIB},
+        {"power": {"draw_w": 8.49, "limit_w": 450.0, "default_limit_w": 450.0}, "compute_mode": "default", "memory_total_bytes": 24564 * MIB},
         id="rtx4090-535",
     ),
     pytest.param(
@@ -163,7 +163,7 @@ SMI_CASES = [
         {
             "compute_mode": "exclusive_process",
             "temperature_c": None,
-            "power": {"draw_w": None, "limit_w": 350.0},
+            "power": {"draw_w": None, "limit_w": 350.0, "default_limit_w": 350.0},
             "ecc": {
                 "mode": "enabled",
                 "uncorrected_volatile": 3,
@@ -179,7 +179,7 @@ SMI_CASES = [
         {
             "memory_total_bytes": 143771 * MIB,
             "utilization": {"gpu_percent": 97, "memory_percent": 41},
-            "power": {"draw_w": 512.3, "limit_w": 700.0},
+            "power": {"draw_w": 512.3, "limit_w": 700.0, "default_limit_w": 700.0},
             "processes": [
                 {
                     "pid": 20481,
@@ -197,7 +197,7 @@ SMI_CASES = [
         {"driver": "590.44.01", "cuda": "13.1", "count": 1},
         {
             "pcie": {"gen": {"current": 1, "max": 4}, "width": {"current": 16, "max": 16}},
-            "power": {"draw_w": 3.97, "limit_w": 300.0},
+            "power": {"draw_w": 3.97, "limit_w": 300.0, "default_limit_w": 300.0},
             "ecc": {
                 "mode": "disabled",
                 "uncorrected_volatile": None,

@@ -231,8 +231,10 @@ def test_facts_from_nvidia_smi(tmp_path: Path) -> None:
     assert facts["cuda_version"] == "13.0"
     assert facts["library_version_mismatch"] is False
     assert [gpu["compute_capability"] for gpu in facts["gpus"]] == ["9.0"] * 3
+    assert [gpu["throttle"] for gpu in facts["gpus"]] == [["sw_power_cap"], [], []]
+    assert [gpu["temperature_limit_c"] for gpu in facts["gpus"]] == [89] * 3
     # No MIG device: nvidia-smi -L would tell nothing new.
-    assert len(run.calls) == 2
+    assert [call.split(" ", 1)[1] for call in run.calls[2:]] == ["topo -m", "topo -p2p r"]
 
 
 def test_mig_devices_need_the_list(tmp_path: Path) -> None:
@@ -431,6 +433,9 @@ H200 = {
     "nvmlDeviceGetCurrPcieLinkWidth": 16,
     "nvmlDeviceGetMaxPcieLinkWidth": 16,
     "nvmlDeviceGetTemperature": 41,
+    "nvmlDeviceGetTemperatureThreshold": 89,
+    "nvmlDeviceGetCurrentClocksEventReasons": 0x4,
+    "nvmlDeviceGetPowerManagementDefaultLimit": 700000,
     "nvmlDeviceGetPowerUsage": 118040,
     "nvmlDeviceGetEnforcedPowerLimit": 700000,
     "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=97, memory=41),
@@ -475,7 +480,10 @@ def test_everything_nvml_knows() -> None:
             },
             "pcie": {"gen": {"current": 5, "max": 5}, "width": {"current": 16, "max": 16}},
             "temperature_c": 41,
-            "power": {"draw_w": 118.04, "limit_w": 700.0},
+            "temperature_limit_c": 89,
+            "numa_node": None,
+            "throttle": ["sw_power_cap"],
+            "power": {"draw_w": 118.04, "limit_w": 700.0, "default_limit_w": 700.0},
             "utilization": {"gpu_percent": 97, "memory_percent": 41},
             "fabric": {"state": "completed", "status": "success"},
             "processes": [
@@ -757,6 +765,7 @@ def test_nothing_is_installed(tmp_path: Path) -> None:
         "spec_dirs": ["/etc/cdi", "/var/run/cdi"],
         "specs": [],
         "docker_devices": [],
+        "newest_mtime": None,
     }
     assert problems == []
     assert run.calls == []

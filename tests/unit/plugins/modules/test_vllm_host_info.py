@@ -22,7 +22,7 @@ def call(capsys: pytest.CaptureFixture[str], **args: object) -> dict[str, t.Any]
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_nvidia_probe, "gather", lambda: {"gpus": [], "reason": "no driver"})
+    monkeypatch.setattr(_nvidia_probe, "gather", lambda **_more: {"gpus": [], "reason": "no driver"})
 
 
 def test_facts_of_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
