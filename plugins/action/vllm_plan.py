@@ -47,6 +47,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "allow_remote_code": {"type": "bool", "default": False},
     "allow_public_bind": {"type": "bool", "default": False},
     "allow_pickle": {"type": "bool", "default": False},
+    "repin": {"type": "raw", "default": []},
     "fail_on_errors": {"type": "bool", "default": True},
 }
 

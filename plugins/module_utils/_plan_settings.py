@@ -50,7 +50,7 @@ class Settings:
     allow_remote_code: bool = False
     allow_public_bind: bool = False
     allow_pickle: bool = False
-    repin: t.Union[bool, t.Sequence[str]] = ()
+    repin: t.Union[bool, str, t.Sequence[str]] = field(default_factory=list)
 
     def container(self, shm_size: str = "") -> _compose.Container:
         return _compose.Container(

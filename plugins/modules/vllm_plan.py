@@ -182,6 +182,12 @@ options:
       - Whether weights may be Python pickles, which can run code when they are loaded.
     type: bool
     default: false
+  repin:
+    description:
+      - The services that are given their GPUs anew, as a list of names, or V(true) for all of them. The others keep the
+        cards that they were deployed on, and where such a card was replaced the plan has an error.
+    type: raw
+    default: []
   fail_on_errors:
     description:
       - Whether findings of severity C(error) fail the task.
@@ -222,6 +228,7 @@ EXAMPLES = r"""
     allow_remote_code: false
     allow_public_bind: false
     allow_pickle: false
+    repin: [whisper]
     fail_on_errors: true
     services:
       - name: qwen-vl
