@@ -1,0 +1,314 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+"""Preflight rules across hosts: replicas that are alike, hosts that are not the same one, clocks. Pure, no I/O.
+
+Replicas are the services of one name on several hosts; what differs is said once, with all hosts that it is about.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, WARNING
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
+    Context,
+    Failure,
+    FleetRule,
+    FleetVerdict,
+    Unknown,
+    fleet_rules_into,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_driver import image_facts
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import (
+    Map,
+    cards_of,
+    contained,
+    dig,
+    dotted,
+    listed,
+    mapping,
+    number,
+    nvidia,
+    on_gpus,
+    service_name,
+    services,
+    setting,
+    text,
+    texts,
+    version,
+)
+
+RULES: list[FleetRule] = []
+rule = fleet_rules_into(RULES)
+
+CLOCKS_APART_S = 30
+
+Replica = tuple[Context, Map]
+# What a replica is, in words; an empty text where it cannot be told, None where the question does not concern it.
+Trait = t.Callable[[Context, Map], t.Optional[str]]
+
+
+def replicas(contexts: t.Sequence[Context]) -> dict[str, list[Replica]]:
+    """The services that stand on more than one host, by name."""
+    found: dict[str, list[Replica]] = {}
+    for context in contexts:
+        for service in services(context):
+            if service_name(service):
+                found.setdefault(service_name(service), []).append((context, service))
+    return {name: group for name, group in found.items() if len({context.host for context, _service in group}) > 1}
+
+
+def differing(contexts: t.Sequence[Context], trait: Trait, expected: str, remedy: str, silent: str) -> FleetVerdict:
+    """A failure for each service whose replicas differ in a trait; the most common kind is named first."""
+    found: list[tuple[tuple[str, ...], Failure]] = []
+    untold: list[str] = []
+    for name, group in sorted(replicas(contexts).items()):
+        kinds: dict[str, list[str]] = {}
+        for context, service in group:
+            kind = trait(context, service)
+            if kind == "":
+                untold.append(context.host)
+            elif kind is not None:
+                kinds.setdefault(kind, []).append(context.host)
+        if len(kinds) < 2:
+            continue
+        order = sorted(kinds, key=lambda kind: (-len(kinds[kind]), kind))
+        words = [f"{kind} on {listed(sorted(kinds[kind]), 3)}" for kind in order]
+        hosts = tuple(sorted({host for group_hosts in kinds.values() for host in group_hosts}))
+        found.append((hosts, Failure("; ".join(words), expected, remedy.format(service=name), name)))
+    return Unknown(f"{silent} of {listed(sorted(set(untold)), 4)} is not told") if untold and not found else found
+
+
+@rule(
+    "fleet.gpus", WARNING, "Replicas of a service run on the same kind of GPUs",
+    "Replicas behind one gateway get equal parts: the slower one queues, and the smaller one holds fewer tokens.",
+)  # fmt: skip
+def gpus(contexts: t.Sequence[Context]) -> FleetVerdict:
+    def trait(context: Context, service: Map) -> str | None:
+        if not on_gpus(context):
+            return None
+        chosen = cards_of(service, context)
+        names = sorted(text(card.get("name")) for card in chosen)
+        if not names or not all(names):
+            return ""
+        return f"{len(names)} x {listed(sorted(set(names)))}"
+
+    remedy = "put {service} on hosts of one kind, or give the kinds names of their own in vllm_services"
+    return differing(contexts, trait, "one kind and number of GPUs", remedy, "the GPUs")
+
+
+@rule(
+    "fleet.driver", WARNING, "Replicas of a service have one driver branch",
+    "Another branch has other faults and speeds, so that a replica that differs is the one that is looked for at "
+    "night.",
+)  # fmt: skip
+def driver(contexts: t.Sequence[Context]) -> FleetVerdict:
+    def trait(context: Context, service: Map) -> str | None:
+        if not on_gpus(context):
+            return None
+        numbers = version(nvidia(context).get("driver_version"))
+        return f"driver R{numbers[0]}" if numbers and service else ""
+
+    remedy = "install one branch on all hosts of {service} (nvidia-smi shows it), host by host"
+    return differing(contexts, trait, "one driver branch", remedy, "the driver")
+
+
+@rule(
+    "fleet.image", WARNING, "Replicas of a service run one image",
+    "A tag that moved is another build on each host that pulled it at another time; a digest is one build everywhere.",
+)  # fmt: skip
+def image(contexts: t.Sequence[Context]) -> FleetVerdict:
+    def trait(context: Context, service: Map) -> str | None:
+        if not contained(context):
+            return None
+        reference = text(service.get("image"))
+        if "@sha256:" in reference:
+            return _short(reference.partition("@")[2])
+        facts = image_facts(service, context)
+        # What is not there yet is pulled by the same tag, and is no other build than the next host's.
+        if facts is None:
+            return None
+        digests = [digest.partition("@")[2] for digest in texts(facts.get("digests")) if "@" in digest]
+        return _short((sorted(digests) or [text(facts.get("id"))])[0])
+
+    remedy = (
+        "name a digest (vllm_image: NAME:TAG@sha256:...), or set vllm_image_pull: always for one deploy of {service}"
+    )
+    return differing(contexts, trait, "one image digest", remedy, "the image")
+
+
+def _short(digest: str) -> str:
+    return digest[:19]
+
+
+@rule(
+    "fleet.vllm", WARNING, "Replicas of a service have one version of vLLM",
+    "Flags, defaults and answers differ between versions: a request then depends on which replica gets it.",
+)  # fmt: skip
+def vllm(contexts: t.Sequence[Context]) -> FleetVerdict:
+    def trait(context: Context, service: Map) -> str | None:
+        inside = text(mapping(image_facts(service, context)).get("vllm_version")) if contained(context) else ""
+        found = version(inside) or version(dig(context.plan, "engine", "version"))
+        return f"vLLM {dotted(found)}" if found else ""
+
+    remedy = "set vllm_image (or vllm_engine_versions) for the group of hosts that runs {service}, not for single hosts"
+    return differing(contexts, trait, "one version of vLLM", remedy, "the version of vLLM")
+
+
+@rule(
+    "fleet.model", ERROR, "Replicas of a service serve one model",
+    "One name that answers with two models gives wrong answers, and nobody sees which.",
+)  # fmt: skip
+def model(contexts: t.Sequence[Context]) -> FleetVerdict:
+    def trait(_context: Context, service: Map) -> str | None:
+        return text(service.get("model"))
+
+    return differing(
+        contexts, trait, "one model", "set one model: for {service} in vllm_services of all hosts", "the model"
+    )
+
+
+@rule(
+    "fleet.revision", WARNING, "Replicas of a service serve one revision of the model",
+    "Other weights or another chat template under one name answer differently from replica to replica.",
+)  # fmt: skip
+def revision(contexts: t.Sequence[Context]) -> FleetVerdict:
+    def trait(_context: Context, service: Map) -> str | None:
+        asked = text(service.get("revision"))
+        return f"revision {asked}" if asked else ""
+
+    remedy = "set one revision: for {service} in vllm_services of all hosts; a canary gets a name of its own"
+    return differing(contexts, trait, "one revision", remedy, "the revision")
+
+
+@rule(
+    "fleet.arguments", WARNING, "Replicas of a service have the same limits",
+    "A request that fits one replica and not the next fails by chance (max-model-len and the like).",
+)  # fmt: skip
+def arguments(contexts: t.Sequence[Context]) -> FleetVerdict:
+    def trait(_context: Context, service: Map) -> str | None:
+        declared = service.get("declared")
+        if not isinstance(declared, list):
+            return ""
+        words = texts(declared)
+        # A port is a host's own, and tensor parallelism follows from its GPUs.
+        own = {position for position, word in enumerate(words) if word in ("--port", "--tensor-parallel-size")}
+        return " ".join(word for position, word in enumerate(words) if not {position, position - 1} & own) or "no flags"
+
+    remedy = "set the same max_model_len: and args: for {service} on all hosts (group_vars instead of host_vars)"
+    return differing(contexts, trait, "the same flags", remedy, "the flags")
+
+
+# ---- hosts
+
+
+def _shared(contexts: t.Sequence[Context], key: t.Callable[[Context], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for context in contexts:
+        value = key(context)
+        if value:
+            found.setdefault(value, []).append(context.host)
+    return {value: hosts for value, hosts in found.items() if len(set(hosts)) > 1}
+
+
+def _boot(context: Context) -> str:
+    return text(dig(context.facts, "boot", "id"))
+
+
+@rule(
+    "fleet.same_host", ERROR, "No host stands in the inventory twice",
+    "Two names for one machine make two deploys at once, which take each other's ports and GPUs (the kernel's boot "
+    "id is the "
+    "same).",
+)  # fmt: skip
+def same_host(contexts: t.Sequence[Context]) -> FleetVerdict:
+    if len(contexts) < 2:
+        return None
+    found = [
+        (
+            tuple(sorted(hosts)),
+            Failure(
+                f"{listed(sorted(hosts))} are one machine (boot id {boot})",
+                "one name for each machine",
+                "delete all but one of them from the inventory (ansible-inventory --graph)",
+            ),
+        )
+        for boot, hosts in sorted(_shared(contexts, _boot).items())
+    ]
+    silent = [context.host for context in contexts if not _boot(context)]
+    return Unknown(f"the boot id of {listed(silent, 4)} is not told") if silent and not found else found
+
+
+@rule(
+    "fleet.address", ERROR, "Each host is reached at an address of its own",
+    "A gateway or a client that asks one address for two hosts reaches one of them, and never the other.",
+)  # fmt: skip
+def duplicate_address(contexts: t.Sequence[Context]) -> FleetVerdict:
+    if len(contexts) < 2:
+        return None
+    served = [context for context in contexts if services(context)]
+    silent = [context.host for context in served if not _tells_addresses(context)]
+    found: dict[tuple[str, ...], list[str]] = {}
+    by_address: dict[str, list[Context]] = {}
+    for context in served:
+        for one in _addresses(context):
+            by_address.setdefault(one, []).append(context)
+    for one, group in by_address.items():
+        machines = {_boot(context) or context.host for context in group}
+        # Two names for one machine are another finding.
+        if len(machines) > 1:
+            found.setdefault(tuple(sorted({context.host for context in group})), []).append(one)
+    if silent and not found:
+        return Unknown(f"the address of {listed(silent, 4)} is not told")
+    remedy = "set vllm_address for each of them, or bind_address: of its services, to an address that is its own"
+    return [
+        (
+            hosts,
+            Failure(f"{listed(sorted(shared))} is the address of {listed(hosts)}", "an address for each host", remedy),
+        )
+        for hosts, shared in sorted(found.items())
+    ]
+
+
+def _tells_addresses(context: Context) -> bool:
+    if text(setting(context, "vllm_address")):
+        return True
+    return all(text(service.get("public_url")) or text(service.get("bind_address")) for service in services(context))
+
+
+def _addresses(context: Context) -> set[str]:
+    """Where others reach the host's services; loopback is everybody's."""
+    found = {text(setting(context, "vllm_address"))}
+    for service in services(context):
+        host = text(service.get("public_url")).partition("://")[2].partition("/")[0]
+        found.add((host.rpartition(":")[0] or host).strip("[]"))
+        found.add(text(service.get("bind_address")))
+    everybodys = ("", "0.0.0.0", "::", "::1", "localhost")
+    return {one for one in found if one not in everybodys and not one.startswith("127.")}
+
+
+@rule(
+    "fleet.clocks", WARNING, "The clocks of the hosts agree",
+    "With clocks apart the logs of a request that went through two hosts cannot be laid side by side.",
+)  # fmt: skip
+def clocks(contexts: t.Sequence[Context]) -> FleetVerdict:
+    if len(contexts) < 2:
+        return None
+    # Facts of hosts arrive one after another, so that each clock is held to the controller's at that moment.
+    apart = {}
+    for context in contexts:
+        epoch, now = number(dig(context.facts, "clock", "epoch")), number(context.now)
+        if epoch is not None and now is not None:
+            apart[context.host] = epoch - now
+    if len(apart) < 2:
+        return Unknown("the clocks of fewer than two hosts are told")
+    middle = sorted(apart.values())[len(apart) // 2]
+    off = {host: value - middle for host, value in apart.items() if abs(value - middle) > CLOCKS_APART_S}
+    if not off:
+        return None
+    words = listed((f"{host} {value:+.0f} s" for host, value in sorted(off.items())), 6)
+    remedy = "systemctl enable --now chrony (or chronyd) on them, then 'chronyc makestep'"
+    return [(tuple(sorted(off)), Failure(f"away from the others: {words}", f"within {CLOCKS_APART_S} s", remedy))]

@@ -1,0 +1,200 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+"""Preflight rules about addresses, and about the way to the model hub. Pure, no I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._addresses import is_loopback
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, WARNING
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
+    Context,
+    Failure,
+    Rule,
+    Unknown,
+    Verdict,
+    rules_into,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_disk import to_fetch
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import (
+    Map,
+    contained,
+    dig,
+    docker,
+    listed,
+    mapping,
+    number,
+    service_name,
+    services,
+    setting,
+    text,
+    texts,
+    whole,
+)
+
+RULES: list[Rule] = []
+rule = rules_into(RULES)
+
+SLOW_SECONDS = 5
+
+
+def address(value: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        # An IPv6 address of one link may name its interface.
+        return ipaddress.ip_address(value.partition("%")[0].strip("[]"))
+    except ValueError:
+        return None
+
+
+@rule(
+    "network.bind_address", ERROR, "The host has each address that a service listens on",
+    "A service or a published port on an address of another host ends with cannot assign requested address (bind(2)).",
+)  # fmt: skip
+def bind_address(context: Context) -> Verdict:
+    told = mapping(context.facts).get("addresses")
+    found, silent = [], []
+    have = {found for found in (address(one) for one in texts(told)) if found}
+    for service in services(context):
+        wanted = address(text(service.get("bind_address")))
+        # A name is resolved on the host; a wildcard and a loopback address are everybody's.
+        if wanted is None or wanted.is_unspecified or wanted.is_loopback:
+            continue
+        if not isinstance(told, list):
+            silent.append(service_name(service))
+        elif wanted not in have:
+            theirs = listed(sorted(str(one) for one in have if not one.is_loopback and not one.is_link_local), 6)
+            remedy = (
+                "set bind_address: (or vllm_bind_address) to an address of the host ('ip -brief address'), or 0.0.0.0"
+            )
+            seen = f"it would listen on {wanted}, and the host has {theirs or 'no other address than loopback'}"
+            found.append(Failure(seen, "an address of this host", remedy, service_name(service)))
+    return Unknown("the addresses of the host are not told") if silent and not found else found
+
+
+@rule(
+    "network.docker_proxy", WARNING, "Docker has the proxy that the host goes through",
+    "Docker's daemon does not read the environment of a shell: without a proxy of its own it pulls no image (Docker: "
+    "Daemon "
+    "proxy configuration).",
+)  # fmt: skip
+def docker_proxy(context: Context) -> Verdict:
+    hub = mapping(mapping(context.facts).get("hub"))
+    proxy = text(hub.get("proxy"))
+    if not contained(context) or not proxy or setting(context, "vllm_image_pull") == "never":
+        return None
+    images = mapping(dig(context.facts, "nvidia", "container", "images"))
+    absent = [
+        text(service.get("image"))
+        for service in services(context)
+        if mapping(images.get(text(service.get("image")))).get("present") is not True
+    ]
+    if not absent or text(docker(context).get("http_proxy")):
+        return None
+    if "http_proxy" not in docker(context):
+        return Unknown("whether Docker has a proxy is not told")
+    remedy = f'set "proxies": {{"http-proxy": "{proxy}", "https-proxy": "{proxy}"}} in /etc/docker/daemon.json and restart docker'
+    seen = f"the host goes through {proxy}, Docker through none, and {listed(sorted(set(absent)))} is to be pulled"
+    return [Failure(seen, "a proxy for Docker, or the image on the host", remedy)]
+
+
+# ---- the hub
+
+
+def _hub(context: Context) -> Map:
+    return mapping(mapping(context.facts).get("hub"))
+
+
+def _asked(context: Context) -> bool:
+    """Whether the host was to ask a hub at all."""
+    return bool(_hub(context)) and bool(text(_hub(context).get("endpoint")))
+
+
+def _grade(context: Context) -> str:
+    """A hub that cannot be reached stops a deploy that has to fetch, and only warns one that has not."""
+    return ERROR if to_fetch(context) else WARNING
+
+
+def _place(context: Context) -> str:
+    return text(_hub(context).get("endpoint"))
+
+
+@rule(
+    "hub.name", ERROR, "The hub's name resolves on the host",
+    "Models are fetched on the hosts, so that each of them needs DNS for the hub, or a proxy that resolves it.",
+)  # fmt: skip
+def name(context: Context) -> Verdict:
+    hub = _hub(context)
+    # Through a proxy the host resolves nothing itself.
+    if not _asked(context) or text(hub.get("proxy")):
+        return None
+    if not isinstance(hub.get("addresses"), list):
+        return Unknown(f"whether {_place(context)} resolves is not told")
+    if texts(hub.get("addresses")):
+        return None
+    where = text(hub.get("host")) or _place(context)
+    remedy = f"look with 'getent hosts {where}' and 'resolvectl status', or set vllm_hub_endpoint to a mirror"
+    return [Failure(f"{where} does not resolve", "an address", remedy, severity=_grade(context))]
+
+
+@rule(
+    "hub.unreachable", ERROR, "The host reaches the hub",
+    "A firewall, a proxy or a certificate in between shows here in a second, and in a deploy after its retries.",
+)  # fmt: skip
+def unreachable(context: Context) -> Verdict:
+    hub = _hub(context)
+    unresolved = isinstance(hub.get("addresses"), list) and not hub["addresses"] and not text(hub.get("proxy"))
+    if not _asked(context) or unresolved:
+        return None
+    error, status = text(hub.get("error")), whole(hub.get("status"))
+    if not error and status is None:
+        return Unknown(f"what {_place(context)} answered is not told")
+    if status is not None and status < 500 and status != 407:
+        return None
+    way = f" through {text(hub.get('proxy'))}" if text(hub.get("proxy")) else ""
+    seen = f"{_place(context)}{way}: {error.rstrip('.') or f'HTTP status {status}'}"
+    proxies = f'"proxies": {{"http-proxy": "{proxy}", "https-proxy": "{proxy}"}}'
+    remedy = f"set {proxies} in /etc/docker/daemon.json, then 'systemctl restart docker'"
+    seen = f"{_place(context)} answers {status}, and no token is set"
+        return [Failure(seen, "a token", "set vllm_hub_token, best from a vault", severity=_grade(context))]
+    if state not in ("accepted", "none"):
+        return Unknown("whether the hub accepts the token is not told")
+    return None
+
+
+@rule(
+    "hub.plain_token", WARNING, "The token goes over TLS",
+    "Over plain HTTP everyone on the way reads the token.",
+)  # fmt: skip
+def plain_token(context: Context) -> Verdict:
+    hub = _hub(context)
+    if not _asked(context) or not _place(context).lower().startswith("http://"):
+        return None
+    if not text(hub.get("token")):
+        return Unknown("whether a token is sent is not told")
+    if hub.get("token") == "none" or is_loopback(text(hub.get("host"))):
+        return None
+    remedy = "set vllm_hub_endpoint to https://, or leave vllm_hub_token empty where the mirror asks for none"
+    return [Failure(f"the token goes to {_place(context)}", "https://", remedy)]
+
+
+@rule(
+    "hub.proxy_to_private", WARNING, "A mirror in the own network is asked without the proxy",
+    "A proxy for the way out often refuses addresses inside, and is a detour for hundreds of GiB.",
+)  # fmt: skip
+def proxy_to_private(context: Context) -> Verdict:
+    hub = _hub(context)
+    proxy = text(hub.get("proxy"))
+    if not _asked(context) or not proxy:
+        return None
+    if not isinstance(hub.get("addresses"), list):
+        return Unknown("the hub's addresses are not told")
+    inside = [one for one in (address(item) for item in texts(hub.get("addresses"))) if one and one.is_private]
+    if not inside:
+        return None
+    where = text(hub.get("host")) or _place(context)
+    remedy = f"add {where} to no_proxy in the environment of the host (/etc/environment)"
+    return [Failure(f"{where} ({inside[0]}) is asked through {proxy}", "a direct way", remedy)]
