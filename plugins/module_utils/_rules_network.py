@@ -96,7 +96,8 @@ def docker_proxy(context: Context) -> Verdict:
         return None
     if "http_proxy" not in docker(context):
         return Unknown("whether Docker has a proxy is not told")
-    remedy = f'set "proxies": {{"http-proxy": "{proxy}", "https-proxy": "{proxy}"}} in /etc/docker/daemon.json and restart docker'
+    proxies = f'"proxies": {{"http-proxy": "{proxy}", "https-proxy": "{proxy}"}}'
+    remedy = f"set {proxies} in /etc/docker/daemon.json, then 'systemctl restart docker'"
     seen = f"the host goes through {proxy}, Docker through none, and {listed(sorted(set(absent)))} is to be pulled"
     return [Failure(seen, "a proxy for Docker, or the image on the host", remedy)]
 
@@ -156,9 +157,55 @@ def unreachable(context: Context) -> Verdict:
         return None
     way = f" through {text(hub.get('proxy'))}" if text(hub.get("proxy")) else ""
     seen = f"{_place(context)}{way}: {error.rstrip('.') or f'HTTP status {status}'}"
-    proxies = f'"proxies": {{"http-proxy": "{proxy}", "https-proxy": "{proxy}"}}'
-    remedy = f"set {proxies} in /etc/docker/daemon.json, then 'systemctl restart docker'"
-    seen = f"{_place(context)} answers {status}, and no token is set"
+    remedy = (
+        f"'curl -sSI {_place(context)}' on the host says more; allow it in the firewall, set https_proxy for the "
+        "host, or "
+        "vllm_hub_endpoint to a mirror"
+    )
+    if status == 407:
+        remedy = "put the user and password of the proxy into https_proxy of the host's environment (/etc/environment)"
+    return [Failure(seen, "an answer", remedy, severity=_grade(context))]
+
+
+@rule(
+    "hub.slow", WARNING, "The hub answers fast",
+    "Each file costs at least a request: a hub that is seconds away makes a model of many files take long.",
+)  # fmt: skip
+def slow(context: Context) -> Verdict:
+    hub = _hub(context)
+    if not _asked(context) or text(hub.get("error")):
+        return None
+    seconds = number(hub.get("seconds"))
+    if seconds is None:
+        return Unknown(f"how fast {_place(context)} answers is not told")
+    if seconds <= SLOW_SECONDS:
+        return None
+    remedy = (
+        "set vllm_hub_endpoint to a mirror near the hosts (playbooks/mirror.yml), or vllm_artifact_distribution: swarm"
+    )
+    return [Failure(f"{_place(context)} took {seconds:.1f} s for one answer", f"{SLOW_SECONDS} s or less", remedy)]
+
+
+@rule(
+    "hub.token", ERROR, "The hub accepts the token, or asks for none",
+    "A refused token stops the download of private and gated models, and with some hubs of public ones.",
+)  # fmt: skip
+def token(context: Context) -> Verdict:
+    hub = _hub(context)
+    if not _asked(context):
+        return None
+    state, status = text(hub.get("token")), whole(hub.get("status"))
+    if text(hub.get("error")) and status is None:
+        return None
+    if state == "refused":
+        remedy = "set vllm_hub_token to a token that is valid (the hub's page of access tokens), or delete it"
+        return [
+            Failure(
+                f"{_place(context)} refused the token", "a token that is accepted", remedy, severity=_grade(context)
+            )
+        ]
+    if state == "none" and status in (401, 403):
+        seen = f"{_place(context)} answers {status}, and no token is set"
         return [Failure(seen, "a token", "set vllm_hub_token, best from a vault", severity=_grade(context))]
     if state not in ("accepted", "none"):
         return Unknown("whether the hub accepts the token is not told")
