@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import as
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service, parse_services
 
 GIB = 1 << 30
+MIG = "MIG-11111111-0000-4000-8000-000000000000"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
 
 
@@ -98,3 +99,18 @@ def codes(result: Result) -> list[tuple[str, str]]:
 def only(result: Result) -> Finding:
     assert len(result[1]) == 1, result[1]
     return result[1][0]
+
+
+def partitioned() -> list[dict[str, t.Any]]:
+    devices = [
+        {"uuid": MIG, "name": "3g.40gb", "memory_total_bytes": 40 * GIB},
+        {"uuid": MIG.replace("1", "2"), "name": None, "memory_total_bytes": None},
+        {"uuid": None},
+        None,
+    ]
+    return [card(0, mig={"current": "enabled", "devices": devices}), card(1)]
+
+
+def renumber(host: t.Sequence[dict[str, t.Any]], order: t.Sequence[int]) -> list[dict[str, t.Any]]:
+    """The same cards in the same slots under other indices."""
+    return [{**host[old], "index": new} for new, old in enumerate(order)]
