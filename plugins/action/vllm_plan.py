@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import LOGGING, ULIMITS, to_yaml
+from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import LOGGING, ULIMITS
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import RUNTIMES
@@ -49,6 +49,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "allow_pickle": {"type": "bool", "default": False},
     "repin": {"type": "raw", "default": []},
     "fail_on_errors": {"type": "bool", "default": True},
+    "show": {"type": "bool", "default": True},
 }
 
 
@@ -67,20 +68,15 @@ class ActionModule(ActionBase):
         settings = Settings(**{item.name: options[item.name] for item in fields(Settings) if item.name in options})
         plan = make_plan(options["services"], settings, options["facts"])
         result.update(changed=False, plan=plan)
-        self._show(plan, str((task_vars or {}).get("inventory_hostname", "")), options["fail_on_errors"])
+        if options["show"]:
+            self._show(plan, str((task_vars or {}).get("inventory_hostname", "")), options["fail_on_errors"])
         if plan["errors"] and options["fail_on_errors"]:
             text = as_text(Finding(**finding) for finding in plan["findings"] if finding["severity"] == "error")
             result.update(failed=True, msg=f"The plan has {plan['errors']} error(s), nothing was changed.\n{text}")
         return result
 
     def _show(self, plan: dict[str, t.Any], host: str, failing: bool) -> None:
-        """What the plan decided on its own is said as it happens; with --diff also what each service will run as."""
+        """What the plan decided on its own is said as it happens."""
         for finding in plan["findings"]:
             if finding["severity"] != "error" or not failing:
                 display.display(f"[{host}] {finding['seen']} ({finding['code']}; {finding['remedy']})")
-        if self._task.diff:
-            for service in plan["services"]:
-                shown = service["shell"]
-                if "container" in service:
-                    shown = to_yaml({service["name"]: service["container"]}).rstrip()
-                display.display(f"[{host}] {service['name']}:\n{shown}")

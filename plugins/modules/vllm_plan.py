@@ -193,8 +193,14 @@ options:
       - Whether findings of severity C(error) fail the task.
     type: bool
     default: true
+  show:
+    description:
+      - Whether to print the findings that do not fail the task. M(gpufleet.vllm.vllm_plan_report) prints them as well.
+    type: bool
+    default: true
 seealso:
   - module: gpufleet.vllm.vllm_host_info
+  - module: gpufleet.vllm.vllm_plan_report
   - module: gpufleet.vllm.vllm_stack
 """
 
@@ -230,6 +236,7 @@ EXAMPLES = r"""
     allow_pickle: false
     repin: [whisper]
     fail_on_errors: true
+    show: true
     services:
       - name: qwen-vl
         model: Qwen/Qwen2.5-VL-7B-Instruct

@@ -115,6 +115,7 @@ def fleet_plan(
         **manager.get_vars(host=found),
         "vllm_api_key": key,
         "vllm_host": facts,
+        "ansible_diff_mode": False,
         **extra,
     }
     options = Templar(loader=loader, variables=variables).template(role_options())
@@ -270,7 +271,7 @@ def test_the_documentation_is_the_argument_spec() -> None:
 
 def test_the_options_are_the_settings() -> None:
     fields = {field.name: field for field in dataclasses.fields(Settings)}
-    assert set(ARGUMENT_SPEC) - set(fields) == {"services", "facts", "fail_on_errors"}
+    assert set(ARGUMENT_SPEC) - set(fields) == {"services", "facts", "fail_on_errors", "show"}
     assert set(fields) <= set(ARGUMENT_SPEC)
     for name in set(fields) - {"root", "model_root"}:
         field = fields[name]

@@ -1,0 +1,385 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""The plan of a fleet as text for a tired person, and the same as data. Pure, no I/O.
+
+Hosts whose plans look alike are shown once. What matters most, what would happen to the fleet, is the last line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+import typing as t
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import SEVERITIES, Finding, as_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_changes import KEEP, RESTART, START, STOP, UNKNOWN
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
+    UTF8,
+    Charset,
+    clip,
+    gib,
+    islands_text,
+    legend,
+    map_lines,
+    memory_lines,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import BLANK, LOST, Part, cells, printable
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_bytes
+
+SCHEMA = 1
+WIDTH = 100
+# Of more groups of hosts than these, those with nothing to do have one line.
+WHOLE_GROUPS = 12
+NAMED_RUNS = 5
+MARKS = {START: "+", RESTART: "~", STOP: "-", KEEP: " ", UNKNOWN: "?"}
+COLOURS = {START: "green", RESTART: "yellow", STOP: "red", KEEP: None, UNKNOWN: "yellow"}
+SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": None}
+View = t.Mapping[str, t.Any]
+Views = t.Mapping[str, View]
+
+
+def normal(view: View | None) -> View:
+    """A host's view; one that was lost on the way left none."""
+    return view or {"unreachable": True, "failure": LOST}
+
+
+def failed(view: View) -> bool:
+    return bool(
+        view.get("errors") or view.get("failure") or any(one.get("failure") for one in view.get("artifacts") or [])
+    )
+
+
+def all_well(views: Views) -> bool:
+    return not any(failed(normal(view)) for view in views.values())
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def _parts(name: str) -> tuple[str, int, int, str]:
+    """A name around its last number: what stands before it, the number, its digits, what follows."""
+    match = re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name)
+    return (match[1], int(match[2]), len(match[2]), match[3]) if match else (name, -1, 0, "")
+
+
+def folded_names(names: t.Iterable[str]) -> str:
+    """``gpu-01 .. gpu-14 (14 hosts)``; names that do not count on stand one after the other."""
+    runs: list[tuple[str, str, tuple[str, int, int, str]]] = []
+    every = sorted(names, key=_parts)
+    for name in every:
+        prefix, number, digits, suffix = _parts(name)
+        if runs and number >= 0 and runs[-1][2] == (prefix, number - 1, digits, suffix):
+            runs[-1] = (runs[-1][0], name, (prefix, number, digits, suffix))
+        else:
+            runs.append((name, name, (prefix, number, digits, suffix)))
+    shown = [first if first == last else f"{first} .. {last}" for first, last, _key in runs[:NAMED_RUNS]]
+    more = f" and {len(runs) - NAMED_RUNS} more" if len(runs) > NAMED_RUNS else ""
+    return ", ".join(shown) + more + (f" ({len(every)} hosts)" if len(every) > 1 else "")
+
+
+def groups(views: Views) -> list[tuple[list[str], View]]:
+    """Hosts that look alike, those with errors last: nearest to where the eye is when it is done."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(views, key=_parts):
+        found.setdefault(_likeness(normal(views[name])), []).append(name)
+    every = [(names, normal(views[names[0]])) for names in found.values()]
+    return sorted(every, key=lambda group: failed(group[1]))
+
+
+def _likeness(view: View) -> str:
+    """What a person sees of a host, but for what is each host's own: UUIDs, addresses, process ids."""
+    own = {"uuid", "url", "public_url", "definition", "pinned", "pid"}
+    return json.dumps(_without(view, own), sort_keys=True, default=str)
+
+
+def _without(value: t.Any, keys: set[str]) -> t.Any:
+    if isinstance(value, t.Mapping):
+        return {str(key): _without(item, keys) for key, item in value.items() if key not in keys}
+    return [_without(item, keys) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+# --- one host --------------------------------------------------------------------------------------------------------
+
+
+def host_parts(
+    title: str, view: View, charset: Charset = UTF8, width: int = WIDTH, definitions: bool = False
+) -> list[Part]:
+    """A host (or several that look alike), in pieces of one colour."""
+    if not view.get("device"):
+        text = "\n".join(f"  {line}" for line in str(view.get("failure") or "there is no plan").splitlines())
+        mark = "UNREACHABLE" if view.get("unreachable") else "NO PLAN"
+        return [(clip(f"{title}: {mark}", width, charset), "red"), (printable_lines(text), "red"), BLANK]
+    parts: list[Part] = [(clip(_host_line(title, view), width, charset), None)]
+    parts += map_lines(view, charset, width)
+    parts += [(line, None) for line in memory_lines(view, charset, width)]
+    parts += _artifact_parts(view, charset, width)
+    parts += _image_parts(view, charset, width)
+    parts += _change_parts(view, charset, width)
+    parts += _finding_parts(view, width)
+    if view.get("failure"):
+        parts.append((printable_lines("\n".join(f"  {line}" for line in str(view["failure"]).splitlines())), "red"))
+    if definitions:
+        for service in view.get("services") or []:
+            body = "\n".join(f"    {line}" for line in str(service.get("definition") or "").splitlines())
+            parts.append((printable_lines(f"  {service['name']} would run as\n{body}"), None))
+    return [*parts, BLANK]
+
+
+def printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _host_line(title: str, view: View) -> str:
+    what = " ".join(filter(None, [view.get("engine"), f"under {view['runtime']}" if view.get("runtime") else ""]))
+    return f"{title}: {what}, {_hardware(view)}"
+
+
+def _hardware(view: View) -> str:
+    cards = view.get("cards") or []
+    if view.get("device") == "cpu" or not cards:
+        return "on the CPU" if view.get("device") == "cpu" else "no GPU is known"
+    kinds: dict[str, int] = {}
+    for card in cards:
+        total = card.get("memory_total_bytes")
+        size = f", {gib(total)} GiB" if total else ""
+        kinds[f"{card['name']}{size}"] = kinds.get(f"{card['name']}{size}", 0) + 1
+    text = " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    joined = islands_text(view)
+    return f"{text}; {joined}" if joined else text
+
+
+def _artifact_parts(view: View, charset: Charset, width: int) -> list[Part]:
+    artifacts = view.get("artifacts") or []
+    if not artifacts:
+        return []
+    rows = [(artifact_state(one), _model(one), str(one.get("path") or "")) for one in artifacts]
+    state, model = (max(cells(row[column]) for row in rows) for column in (0, 1))
+    model = min(model, width - state - 24)
+    parts: list[Part] = [("  artifacts", None)]
+    for one, (what, name, path) in zip(artifacts, rows):
+        front = f"    {_padded(what, state)}  {_padded(clip(name, model, charset), model)}  "
+        line = front + clip(path, max(12, width - cells(front)), charset)
+        parts.append((line.rstrip(), "red" if one.get("failure") else "green" if one.get("bytes_to_fetch") else None))
+        if one.get("failure"):
+            parts.append((printable_lines(f"      {one['failure']}"), "red"))
+            if one.get("remedy"):
+                parts.append((printable_lines(f"      remedy: {one['remedy']}"), "red"))
+    return parts
+
+
+def _model(artifact: t.Mapping[str, t.Any]) -> str:
+    commit = str(artifact.get("commit") or "")[:12]
+    revision = str(artifact.get("revision") or "")
+    version = revision if not commit or revision.startswith(commit) else f"{revision} ({commit})"
+    return f"{artifact.get('model')} @ {version[:40]}"
+
+
+def artifact_state(artifact: t.Mapping[str, t.Any]) -> str:
+    """``to fetch 16.6 GB``, ``there, 16.6 GB``, ``to fetch 2.0 of 16.6 GB``, or what is not known of it."""
+    if artifact.get("failure"):
+        return "FAILED"
+    total, left = artifact.get("bytes_total"), artifact.get("bytes_to_fetch")
+    if left is None:
+        return f"{human_bytes(total)}, not looked for" if total else "size not known"
+    if left == 0:
+        return f"there, {human_bytes(total)}" if total else "there"
+    return f"fetch {human_bytes(left)}" + (f" of {human_bytes(total)}" if total and total != left else "")
+
+
+def _image_parts(view: View, charset: Charset, width: int) -> list[Part]:
+    images = view.get("images") or []
+    parts: list[Part] = [("  images", None)] if images else []
+    for one in images:
+        size = f", {human_bytes(one['size_bytes'])}" if one.get("size_bytes") else ""
+        state = {True: f"there{size}", False: "to pull"}.get(one.get("present"), "pulled if it is not there")
+        digest = str(one.get("pinned") or "").partition("@")[2][:19]
+        text = f"    {state}  {one['image']}" + (f" ({digest})" if digest else "")
+        parts.append((clip_left(text, width, charset), "green" if one.get("present") is False else None))
+    return parts
+
+
+def clip_left(text: str, width: int, charset: Charset) -> str:
+    """The same as clip, but for the indent, which is kept."""
+    body = text.lstrip(" ")
+    indent = text[: len(text) - len(body)]
+    return indent + clip(body, width - len(indent), charset)
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cells(text))
+
+
+def _change_parts(view: View, charset: Charset, width: int) -> list[Part]:
+    changes = view.get("changes") or []
+    if not changes:
+        return [("  changes: none, and nothing to run", None)]
+    if all(change["change"] == KEEP for change in changes):
+        names = ", ".join(change["service"] for change in changes)
+        verb = "goes" if len(changes) == 1 else "go"
+        return [(clip_left(f"  changes: none, {names} {verb} on", width, charset), None)]
+    name = min(24, max(cells(str(change["service"])) for change in changes))
+    heading = "  changes, once there are no errors" if view.get("errors") else "  changes"
+    parts: list[Part] = [(heading, None)]
+    for change in changes:
+        kind = change["change"]
+        word = {KEEP: "goes on", START: "starts", STOP: "stops", RESTART: "restarts"}.get(kind, "unknown")
+        front = f"    {MARKS[kind]} {_padded(clip(change['service'], name, charset), name)}  {word:<8}"
+        lines = _wrapped([str(reason) for reason in change.get("reasons") or []], width - cells(front) - 2, charset)
+        indent = " " * (cells(front) + 2)
+        text = f"{front}  {lines[0]}" if lines else front.rstrip()
+        parts.append(("\n".join([text, *(indent + line for line in lines[1:])]), COLOURS[kind]))
+    return parts
+
+
+def _joined(pieces: t.Sequence[str], width: int) -> list[str]:
+    """Pieces with semicolons between them, each whole on its line."""
+    lines: list[str] = []
+    for piece in pieces:
+        if lines and cells(lines[-1]) + 2 + cells(piece) <= width:
+            lines[-1] += f"; {piece}"
+        else:
+            lines.append(f"  {piece}" if lines else piece)
+    return lines
+
+
+def _wrapped(reasons: t.Sequence[str], width: int, charset: Charset) -> list[str]:
+    """The reasons, as many on a line as fit."""
+    return [line.strip() for line in _joined([clip(reason, width - 2, charset) for reason in reasons], width)]
+
+
+def _finding_parts(view: View, width: int) -> list[Part]:
+    known = {"code", "severity", "seen", "expected", "remedy", "service"}
+    findings = [
+        Finding(**{key: str(one.get(key, "")) for key in known})
+        for one in view.get("findings") or []
+        if one.get("severity") in SEVERITIES
+    ]
+    parts: list[Part] = []
+    for severity in SEVERITIES:
+        chosen = [finding for finding in findings if finding.severity == severity]
+        if chosen:
+            lines = [part for line in as_text(chosen).splitlines() for part in _folded(printable(line), width)]
+            parts.append(("\n".join(lines), SEVERITY_COLOURS[severity]))
+    return parts
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """A line of a finding within the width; a remedy stays whole, since it may be a command to copy."""
+    body = line.lstrip(" ")
+    indent = " " * (len(line) - len(body) + 2)
+    if body.startswith("remedy:"):
+        return [indent + body]
+    hanging = indent + (" " * 10 if body.startswith("expected:") else "  ")
+    how: dict[str, t.Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(body, width, initial_indent=indent, subsequent_indent=hanging, **how) or [indent + body]
+
+
+# --- the fleet -------------------------------------------------------------------------------------------------------
+
+
+def totals(views: Views) -> dict[str, int]:
+    """The fleet in numbers."""
+    every = [normal(view) for view in views.values()]
+    cards = [card for view in every for card in view.get("cards") or []]
+    changes = [change["change"] for view in every for change in view.get("changes") or []]
+    artifacts = [one for view in every for one in view.get("artifacts") or []]
+    return {
+        "hosts": len(every),
+        "hosts_failed": sum(1 for view in every if failed(view)),
+        "hosts_unreachable": sum(1 for view in every if view.get("unreachable")),
+        "cards": len(cards),
+        "cards_used": sum(1 for card in cards if card.get("holders")),
+        "cards_foreign": sum(1 for card in cards if card.get("foreign") and not card.get("holders")),
+        "bytes_to_fetch": sum(one.get("bytes_to_fetch") or 0 for one in artifacts),
+        "artifacts_unknown": sum(1 for one in artifacts if one.get("bytes_to_fetch") is None),
+        "errors": sum(int(view.get("errors") or 0) for view in every),
+        "warnings": sum(1 for view in every for one in view.get("findings") or [] if one.get("severity") == "warning"),
+        **{kind: changes.count(kind) for kind in (START, RESTART, STOP, KEEP, UNKNOWN)},
+    }
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def bottom_line(title: str, views: Views, width: int = WIDTH) -> tuple[str, str]:
+    """What would happen, in a line or two, and the colour."""
+    sums = totals(views)
+    said = [_plural(sums["hosts"], "host")]
+    if sums["cards"]:
+        free = sums["cards"] - sums["cards_used"] - sums["cards_foreign"]
+        others = f", {sums['cards_foreign']} held by others" if sums["cards_foreign"] else ""
+        said.append(f"{_plural(sums['cards'], 'GPU')} ({sums['cards_used']} used, {free} free{others})")
+    fetch = f"{human_bytes(sums['bytes_to_fetch'])} to fetch" if sums["bytes_to_fetch"] else "nothing to fetch"
+    if sums["artifacts_unknown"]:
+        unknown = f"{_plural(sums['artifacts_unknown'], 'artifact')} of unknown size"
+        fetch = f"{fetch} and {unknown}" if sums["bytes_to_fetch"] else unknown
+    moves = {START: "to start", RESTART: "to restart", STOP: "to stop", UNKNOWN: "unknown"}
+    named = [f"{sums[kind]} {words}" for kind, words in moves.items() if sums[kind]]
+    named += [f"{sums[KEEP]} {'goes' if sums[KEEP] == 1 else 'go'} on"] if sums[KEEP] else []
+    services = sum(sums[kind] for kind in MARKS)
+    said += [fetch, f"{_plural(services, 'service')}: {', '.join(named)}" if named else "nothing to run"]
+    bad = [name for name, view in views.items() if failed(normal(view)) and not normal(view).get("unreachable")]
+    lost = [name for name, view in views.items() if normal(view).get("unreachable")]
+    lines = _joined([f"{title}: {said[0]}", *said[1:]], width)
+    counted = f"{_plural(sums['errors'], 'error')}: " if sums["errors"] else ""
+    lines += [f"{counted}nothing can be deployed on {folded_names(bad)}"] if bad else []
+    lines += [f"UNREACHABLE: {folded_names(lost)}"] if lost else []
+    text = "\n".join(lines)
+    idle = not any(sums[kind] for kind in moves) and not sums["bytes_to_fetch"]
+    return text, "red" if bad or lost else "green" if idle else "yellow"
+
+
+def as_parts(
+    title: str, views: Views, charset: Charset = UTF8, width: int = WIDTH, definitions: bool = False
+) -> list[Part]:
+    """The whole, in pieces of one colour."""
+    parts: list[Part] = []
+    every = groups(views)
+    shown: list[t.Mapping[str, t.Any]] = []
+    for names, view in every:
+        heading = folded_names(names)
+        if len(every) > WHOLE_GROUPS and _nothing_to_do(view):
+            parts.append((clip(f"{heading}: {_hardware(view)}, nothing to do", width, charset), None))
+            continue
+        shown += view.get("cards") or []
+        parts += host_parts(heading, view, charset, width, definitions)
+    explained = legend(shown, charset) if shown else ""
+    parts += [(explained, None), BLANK] if explained else []
+    return [*parts, bottom_line(title, views, width)]
+
+
+def _nothing_to_do(view: View) -> bool:
+    idle = all(change["change"] == KEEP for change in view.get("changes") or [])
+    fetched = all(one.get("bytes_to_fetch") == 0 for one in view.get("artifacts") or [])
+    return idle and fetched and not view.get("findings") and not view.get("failure")
+
+
+def as_page(title: str, views: Views, **shape: t.Any) -> str:
+    """The same without colours."""
+    return "\n".join(text for text, _colour in as_parts(title, views, **shape)) + "\n"
+
+
+def document(title: str, views: Views, plans: t.Mapping[str, t.Any], finished: str) -> dict[str, t.Any]:
+    """The plan as data; its shape is documented with the module ``vllm_plan_report``."""
+    hosts = {}
+    for name, given in views.items():
+        view = dict(normal(given))
+        view["services"] = [
+            {key: value for key, value in service.items() if key != "definition"}
+            for service in view.get("services") or []
+        ]
+        hosts[name] = {**view, "plan": plans.get(name)}
+    return {
+        "schema": SCHEMA,
+        "title": title,
+        "finished": finished,
+        "ok": all_well(views),
+        "totals": totals(views),
+        "hosts": hosts,
+    }
