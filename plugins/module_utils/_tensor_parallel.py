@@ -35,13 +35,14 @@ def tensor_parallel_fault(
     """Why ``size`` GPUs cannot share the model, as a sentence that names the numbers; None where they can."""
     if size < 1:
         return f"tensor_parallel_size is {size}"
+    if model.heads % size:
+        return f"{model.heads} attention heads cannot be divided by tensor_parallel_size {size}"
+    fault = _key_value_fault(model.kv_heads, size) if model.mla is None and model.heads else None
+    if fault is not None:
+        return fault
     for what, number in _divided(model, expert_parallel, encoder_data_parallel):
         if number % size:
             return f"{number:,} {what} cannot be divided by tensor_parallel_size {size}"
-    if model.mla is None and model.heads:
-        fault = _key_value_fault(model.kv_heads, size)
-        if fault is not None:
-            return fault
     if model.quantization is None or size == 1:
         return None
     return _quantization_fault(model, model.quantization, size, expert_parallel)
@@ -59,9 +60,7 @@ def pipeline_parallel_fault(model: Model, size: int) -> str | None:
 
 
 def _divided(model: Model, expert_parallel: bool, encoder_data_parallel: bool) -> t.Iterator[tuple[str, int]]:
-    """What is cut into equal parts, one for each GPU."""
-    if model.heads:
-        yield "attention heads", model.heads
+    """What is cut into equal parts as well, one for each GPU."""
     if model.state is not None:
         yield "heads of the linear attention", model.state.heads
     if model.moe is None or model.moe.dense_layers:

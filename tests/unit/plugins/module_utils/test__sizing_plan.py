@@ -1,0 +1,326 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.gpufleet.vllm.plugins.module_utils._model_config import read_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import Demand, size_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import (
+    assess,
+    demand_of,
+    propose,
+    round_length,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CONFIGS = Path(__file__).parent / "fixtures" / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.json"))
+MIB, GIB = 2**20, 2**30
+L40S = int(44.42 * GIB)
+H100 = int(79.19 * GIB)
+
+
+def config(name):
+    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def model(name):
+    return read_config(config(name))
+
+
+def check(name, tensor_parallel=1, memory=L40S, gpu="NVIDIA L40S", length=None, **options):
+    arguments = {key.replace("_", "-"): value for key, value in options.items() if key != "allow_long"}
+    return assess(
+        "svc",
+        {"config": config(name), "error": None},
+        arguments,
+        tensor_parallel=tensor_parallel,
+        cards_memory=[memory] * tensor_parallel,
+        gpu_name=gpu,
+        max_model_len=length,
+        allow_long=options.get("allow_long", False),
+    )
+
+
+def only(found):
+    assert len(found) == 1, found
+    assert found[0].service == "svc"
+    assert all((found[0].seen, found[0].expected, found[0].remedy))
+    return found[0]
+
+
+# ---- flags
+
+
+def test_flags_of_a_service():
+    demand = demand_of(
+        {
+            "gpu-memory-utilization": 0.8,
+            "kv_cache_dtype": "fp8",
+            "quantization": "fp8",
+            "max-num-batched-tokens": "4k",
+            "max-num-seqs": "64",
+            "enforce-eager": True,
+            "kv-cache-memory-bytes": "2G",
+            "pipeline-parallel-size": 2,
+            "limit-mm-per-prompt": '{"image": 4, "video": {"count": 0, "num_frames": 32}}',
+            "mm-processor-kwargs": {"max_pixels": 1003520},
+            "mm-encoder-tp-mode": "data",
+            "skip-mm-profiling": True,
+            "block-size": 32,
+        },
+        tensor_parallel=4,
+        cards_memory=[L40S, L40S - GIB],
+        gpu_name="NVIDIA L40S",
+        max_model_len="8192",
+    )
+    assert demand == Demand(
+        tensor_parallel=4,
+        pipeline_parallel=2,
+        memory_total_bytes=L40S - GIB,
+        gpu_name="NVIDIA L40S",
+        utilization=0.8,
+        max_model_len=8192,
+        kv_cache_dtype="fp8",
+        quantization="fp8",
+        max_num_batched_tokens=4000,
+        max_num_seqs=64,
+        enforce_eager=True,
+        kv_cache_memory_bytes=2 * GIB,
+        block_size=32,
+        limits={"image": 4, "video": 0},
+        max_pixels=1003520,
+        encoder_data_parallel=True,
+        skip_encoder_profiling=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("gpu-memory-utilization", "much"),
+        ("gpu-memory-utilization", 7),
+        ("gpu-memory-utilization", float("nan")),
+        ("max-num-seqs", -1),
+        ("max-num-seqs", True),
+        ("max-num-seqs", "1e999"),
+        ("max-num-batched-tokens", []),
+        ("kv-cache-memory-bytes", 2**70),
+        ("limit-mm-per-prompt", "{"),
+        ("limit-mm-per-prompt", {"image": "x", "video": -1}),
+        ("mm-processor-kwargs", "[]"),
+        ("block-size", 10**6),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_left_at_its_default(flag, value):
+    assert demand_of({flag: value}) == Demand()
+
+
+# ---- findings
+
+
+def test_a_service_that_fits_has_no_finding():
+    sizing, found = check("qwen2.5-vl-7b", length=32000)
+    assert sizing.fits
+    assert found == []
+
+
+def test_an_illegal_size_is_found_before_any_memory():
+    sizing, found = check("qwen2.5-vl-7b", 8)
+    one = only(found)
+    assert sizing is None
+    assert (one.code, one.severity) == ("plan.tensor_parallel_illegal", "error")
+    assert one.seen == "28 attention heads cannot be divided by tensor_parallel_size 8"
+    assert "1, 2 or 4" in one.expected
+    assert "tensor_parallel_size: 4" in one.remedy
+
+
+def test_pipeline_stages_of_a_model_that_has_none():
+    one = only(check("whisper-large-v3", pipeline_parallel_size=2)[1])
+    assert one.code == "plan.tensor_parallel_illegal"
+    assert "pipeline" in one.remedy
+
+
+def test_weights_that_do_not_fit():
+    sizing, found = check("llama-3.1-70b", length=8192)
+    one = only(found)
+    assert (one.code, one.severity) == ("plan.memory_short", "error")
+    assert "NVIDIA L40S has 44.42 GiB, of which 0.92 may be used (40.87 GiB)" in one.seen
+    assert f"needs {sizing.needed_bytes / GIB:.2f} GiB per GPU" in one.seen
+    parallel = int(re.search(r"tensor_parallel_size: (\d+)", one.remedy).group(1))
+    assert check("llama-3.1-70b", parallel, length=8192)[0].fits, "the remedy holds"
+
+
+def test_a_context_that_does_not_fit_names_one_that_does():
+    one = only(check("llama-3.1-8b", memory=24 * GIB, gpu="")[1])
+    assert (one.code, one.severity) == ("plan.context_too_long", "error")
+    assert "the GPU has 24.00 GiB" in one.seen
+    assert "the model's own context of 131072 tokens takes 16.00 GiB" in one.seen
+    length = int(re.search(r"max_model_len: (\d+)", one.remedy).group(1))
+    assert length % 1024 == 0
+    assert check("llama-3.1-8b", memory=24 * GIB, length=length)[0].fits
+    assert not check("llama-3.1-8b", memory=24 * GIB, length=length + 2048)[0].fits
+
+
+def test_a_video_can_be_what_is_too_much():
+    one = only(check("qwen2.5-vl-7b", memory=32 * GIB, length=100000)[1])
+    assert one.code == "plan.context_too_long"
+    assert "go to the encoder at work on the largest image or video" in one.seen
+    assert """limit-mm-per-prompt: '{"video": 0}'""" in one.remedy
+    images = check("qwen2.5-vl-7b", memory=32 * GIB, length=100000, limit_mm_per_prompt='{"video": 0}')
+    assert images[0].fits
+
+
+def test_a_context_that_the_model_was_not_made_for():
+    one = only(check("whisper-large-v3-turbo", length=32000)[1])
+    assert (one.code, one.severity) == ("plan.context_too_long", "error")
+    assert "448" in one.seen
+    assert "max_model_len: 448" in one.remedy
+    assert check("qwen3-8b", length=65536, memory=H100, allow_long=True)[1] == []
+
+
+def test_a_share_that_leaves_no_room_for_the_context_of_cuda():
+    one = only(check("qwen3-8b", memory=24 * GIB, length=8192, gpu_memory_utilization=0.99)[1])
+    assert (one.code, one.severity) == ("plan.memory_short", "error")
+    share = float(re.search(r"gpu_memory_utilization: ([0-9.]+)", one.remedy).group(1))
+    assert check("qwen3-8b", memory=24 * GIB, length=8192, gpu_memory_utilization=share)[0].fits
+    one = only(check("qwen3-8b", memory=24 * GIB, length=8192, kv_cache_memory_bytes=20 * GIB)[1])
+    size = int(re.search(r"kv-cache-memory-bytes: (\d+)", one.remedy).group(1))
+    assert check("qwen3-8b", memory=24 * GIB, length=8192, kv_cache_memory_bytes=size)[0].fits
+
+
+def test_what_fits_by_a_hair_is_a_warning_with_a_way_out():
+    fits = size_of(model("qwen3-8b"), Demand(memory_total_bytes=24 * GIB, gpu_name="NVIDIA A10"))
+    length = fits.max_len_fitting - 512
+    one = only(check("qwen3-8b", memory=24 * GIB, gpu="NVIDIA A10", length=length)[1])
+    assert (one.code, one.severity) == ("plan.memory_tight", "warning")
+    shorter = int(re.search(r"max_model_len: (\d+)", one.remedy).group(1))
+    assert check("qwen3-8b", memory=24 * GIB, gpu="NVIDIA A10", length=shorter)[1] == []
+
+
+def test_auto_takes_what_fits():
+    sizing, found = check("llama-3.1-8b", memory=24 * GIB, length="auto")
+    assert sizing.fits
+    assert 40000 < sizing.max_model_len < 50000
+    assert [one.code for one in found] == ["plan.memory_tight"]
+    assert only(check("llama-3.1-70b", memory=24 * GIB, length="auto")[1]).code == "plan.memory_short"
+
+
+def test_unknown_models_and_cards_are_held_against_nobody():
+    sizing, found = assess("svc", None, {}, tensor_parallel=1, cards_memory=[H100])
+    assert sizing is None
+    assert (only(found).code, found[0].severity) == ("plan.model_unknown", "info")
+    error = {"code": "hub.not_found", "seen": "no such model", "expected": "one", "remedy": "Check the spelling"}
+    _sizing, found = assess("svc", {"error": error}, {}, tensor_parallel=1, cards_memory=[H100])
+    assert (only(found).seen, found[0].remedy) == ("no such model", "Check the spelling")
+    entry = {"config": config("llama-3.1-70b"), "error": None}
+    assert assess("svc", entry, {}, tensor_parallel=1, cards_memory=[]) == (None, [])
+    assert assess("svc", entry, {}, tensor_parallel=1, cards_memory=[None, 0, True, "x"]) == (None, [])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(NAMES),
+    st.integers(0, 9),
+    st.lists(st.one_of(st.none(), st.integers(-1, 2**40)), max_size=3),
+    st.dictionaries(
+        st.sampled_from(["max-num-seqs", "gpu-memory-utilization", "limit-mm-per-prompt", "kv-cache-dtype", "x"]),
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.none())),
+        max_size=3,
+    ),
+    st.one_of(st.none(), st.just("auto"), st.integers(-5, 2**40)),
+)
+def test_whatever_is_written_there_are_findings_and_no_crash(name, parallel, cards, arguments, length):
+    entry = {"config": config(name), "weights": None, "error": None}
+    sizing, found = assess("svc", entry, arguments, tensor_parallel=parallel, cards_memory=cards, max_model_len=length)
+    assert sizing is None or sizing.fits or found
+    assert len({one.code for one in found}) <= 1
+
+
+# ---- proposals
+
+
+def test_a_small_model_gets_a_share_of_a_card():
+    proposal = propose(model("whisper-large-v3-turbo"), [H100])
+    assert proposal.tensor_parallel_size == 1
+    assert proposal.max_model_len == 448
+    assert proposal.gpu_memory_utilization <= 0.06
+    assert proposal.kv_cache_memory_bytes < GIB
+    assert proposal.sizing.fits
+    assert proposal.sizing.budget_bytes < 4 * GIB
+    large = propose(model("whisper-large-v3"), [24 * GIB])
+    assert large.gpu_memory_utilization < 0.5
+    assert large.sizing.fits
+
+
+def test_the_fewest_cards_that_serve_the_whole_context():
+    assert propose(model("llama-3.1-8b"), [H100] * 8).tensor_parallel_size == 1
+    assert propose(model("qwen3-32b"), [L40S] * 4).tensor_parallel_size == 4
+    seventy = propose(model("llama-3.1-70b"), [H100] * 8)
+    assert (seventy.tensor_parallel_size, seventy.max_model_len) == (4, 131072)
+    assert seventy.kv_cache_memory_bytes is None
+    assert propose(model("qwen2.5-vl-72b"), [H100] * 8).sizing.fits
+
+
+def test_a_shorter_context_where_no_number_of_cards_serves_the_whole():
+    proposal = propose(model("llama-3.1-8b"), [24 * GIB])
+    assert proposal.tensor_parallel_size == 1
+    assert proposal.max_model_len == 47104
+    assert proposal.sizing.fits
+    vision = propose(model("qwen2.5-vl-7b"), [24 * GIB])
+    assert vision.sizing.fits
+    assert 16384 <= vision.max_model_len < 40000
+
+
+def test_nothing_fits_and_no_card():
+    proposal = propose(model("deepseek-v3"), [H100] * 8)
+    assert not proposal.sizing.fits
+    assert proposal.tensor_parallel_size == 8
+    assert propose(model("qwen3-8b"), []) is None
+
+
+def test_a_stated_length_is_kept():
+    proposal = propose(model("llama-3.1-8b"), [24 * GIB] * 2, Demand(max_model_len=65536))
+    assert (proposal.max_model_len, proposal.tensor_parallel_size) == (65536, 2)
+    assert not propose(model("llama-3.1-8b"), [24 * GIB], Demand(max_model_len=131072)).sizing.fits
+
+
+def test_cards_of_different_sizes():
+    """A group's smallest card decides, so that the largest ones go first."""
+    proposal = propose(model("qwen3-32b"), [24 * GIB, H100, H100, 24 * GIB])
+    assert proposal.tensor_parallel_size == 2
+    assert proposal.sizing.memory_total_bytes == H100
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(NAMES), st.lists(st.integers(1, 200).map(lambda gib: gib * GIB), min_size=1, max_size=8))
+def test_a_proposal_holds_what_it_says(name, cards):
+    read = model(name)
+    proposal = propose(read, cards)
+    again = size_of(
+        read,
+        replace(
+            Demand(),
+            tensor_parallel=proposal.tensor_parallel_size,
+            max_model_len=proposal.max_model_len,
+            utilization=proposal.gpu_memory_utilization,
+            kv_cache_memory_bytes=proposal.kv_cache_memory_bytes,
+            memory_total_bytes=proposal.sizing.memory_total_bytes,
+        ),
+    )
+    assert again == proposal.sizing
+    assert proposal.tensor_parallel_size <= len(cards)
+    assert 0 < proposal.gpu_memory_utilization <= 0.92
+    assert json.loads(json.dumps(proposal.as_dict()))["fits"] == proposal.sizing.fits
+
+
+def test_lengths_to_write_down():
+    assert [round_length(length) for length in (0, 15, 17, 2047, 2048, 18500)] == [0, 0, 16, 2032, 2048, 18432]
