@@ -23,6 +23,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "hosts": {"type": "dict", "required": True},
     "lost": {"type": "list", "elements": "str", "default": []},
     "following": {"type": "dict", "default": {}},
+    "notes": {"type": "list", "elements": "str", "default": []},
     "layout": {"type": "str", "choices": ["auto", "blocks", "table"], "default": "auto"},
     "path": {"type": "path", "default": ""},
 }
@@ -45,7 +46,7 @@ class ActionModule(ActionBase):
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         hosts = {**options["hosts"], **{name: {"unreachable": True} for name in options["lost"]}}
         well = all_well(hosts)
-        parts = as_parts(options["title"], hosts, options["following"], options["layout"], width())
+        parts = as_parts(options["title"], hosts, options["following"], options["layout"], width(), options["notes"])
         # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
         display.display("")
         for text, colour in parts:
@@ -54,7 +55,7 @@ class ActionModule(ActionBase):
         if options["path"]:
             path = os.path.abspath(options["path"])
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            data = document(options["title"], hosts, finished)
+            data = document(options["title"], hosts, finished, options["notes"])
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 write_file(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)

@@ -19,8 +19,8 @@ SEVERITIES = (ERROR, WARNING, INFO)
 
 @dataclass(frozen=True)
 class Finding:
-    """``code`` is stable (``plan.port_taken``). ``service`` is empty where the finding is about the host; ``page`` names
-    the page that tells more.
+    """``code`` is stable (``plan.port_taken``). ``service`` is empty where the finding is about the host; ``page`` is
+    where more is told.
     """
 
     code: str

@@ -277,7 +277,12 @@ def problems(hosts: t.Mapping[str, Host]) -> list[str]:
 
 
 def as_parts(
-    title: str, hosts: t.Mapping[str, Host], following: t.Mapping[str, str], layout: str = "auto", width: int = 120
+    title: str,
+    hosts: t.Mapping[str, Host],
+    following: t.Mapping[str, str],
+    layout: str = "auto",
+    width: int = 120,
+    notes: t.Sequence[str] = (),
 ) -> list[Part]:
     """The whole summary, in pieces of one colour; ``following`` names the commands a user wants next."""
     hosts = {name: normal(host) for name, host in hosts.items()}
@@ -288,7 +293,7 @@ def as_parts(
         for name in sorted(hosts):
             text = "\n".join(map(printable, host_lines(name, hosts[name])))
             parts += [(text, "red" if hosts[name]["failure"] else None), BLANK]
-    return [*parts, *_next_parts(following)]
+    return [*parts, *_note_parts(notes), *_next_parts(following)]
 
 
 def _table_parts(hosts: t.Mapping[str, Host], width: int) -> list[Part]:
@@ -304,6 +309,11 @@ def _table_parts(hosts: t.Mapping[str, Host], width: int) -> list[Part]:
     parts += [(line, "red" if hosts[row["host"]]["failure"] else None) for row, line in zip(every, lines)]
     failed = problems(hosts)
     return [*parts, *([("\n".join(map(printable, failed)), "red")] if failed else []), BLANK]
+
+
+def _note_parts(notes: t.Sequence[str]) -> list[Part]:
+    lines = [INDENT + _one_line(printable(note)) for note in notes]
+    return [("\n".join(["Preflight", *lines]), "yellow"), BLANK] if lines else []
 
 
 def _next_parts(following: t.Mapping[str, str]) -> list[Part]:
@@ -323,7 +333,7 @@ def as_text(title: str, hosts: t.Mapping[str, Host], following: t.Mapping[str, s
     return "\n".join(text for text, _colour in as_parts(title, hosts, following, **shape))
 
 
-def document(title: str, hosts: t.Mapping[str, Host], finished: str) -> dict[str, t.Any]:
+def document(title: str, hosts: t.Mapping[str, Host], finished: str, notes: t.Sequence[str] = ()) -> dict[str, t.Any]:
     """The report as data; its shape is documented with the module ``vllm_report``."""
     every = {name: normal(host) for name, host in hosts.items()}
     services = [service for host in every.values() for service in host["services"]]
@@ -333,6 +343,7 @@ def document(title: str, hosts: t.Mapping[str, Host], finished: str) -> dict[str
         "title": title,
         "finished": finished,
         "ok": all_well(every),
+        "notes": list(notes),
         "counts": {
             "hosts": len(every),
             "hosts_failed": sum(1 for host in every.values() if host["failure"]) - lost,

@@ -24,7 +24,7 @@ extends_documentation_fragment:
   - gpufleet.vllm._attributes.info_module
 notes:
   - The file is written at once or not at all. Its C(schema) is 1, and rises when a key changes its meaning or goes, not
-    when one is added. Beside it stand C(title), C(finished) (when, in UTC), C(ok) (whether all is well), C(counts)
+    when one is added. Beside it stand C(title), C(finished) (when, in UTC), C(ok) (whether all is well), C(notes), C(counts)
     (C(hosts), C(hosts_failed), C(hosts_unreachable), C(services), C(services_ok)) and C(hosts).
   - Each host has C(failure) (empty if there is none), C(unreachable), C(engine), C(runtime), C(artifacts) (each with
     C(model), C(path), C(commit), C(bytes_total), C(bytes_fetched), C(seconds), C(changed) and C(ok)) and C(services).
@@ -54,6 +54,12 @@ options:
       - Commands that a user may want next, each under a label.
     type: dict
     default: {}
+  notes:
+    description:
+      - Lines that are not failures and still have to be read, such as the warnings of a preflight.
+    type: list
+    elements: str
+    default: []
   layout:
     description:
       - How the hosts are shown. V(auto) is V(blocks) for up to five hosts and V(table) for more.
@@ -75,6 +81,8 @@ EXAMPLES = r"""
       gpu-01: "{{ vllm_plan | gpufleet.vllm.host_report(reports=probed.reports) }}"
     lost: "{{ ansible_play_hosts_all | difference(ansible_play_hosts) }}"
     layout: auto
+    notes:
+      - "gpu.persistence, all 14 hosts: persistence mode is off"
     following:
       ask it: curl http://10.0.0.11:8000/v1/models
     path: report.json

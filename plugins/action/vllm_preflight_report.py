@@ -1,0 +1,99 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import os
+import typing as t
+from datetime import UTC, datetime
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.gpufleet.vllm.plugins.action.vllm_report import width
+from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import Context
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_report import FAIL_ON, fleet_report
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_rules import fleet_rules
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_view import notes, table
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import lost_connection
+
+display = Display()
+
+ARGUMENT_SPEC: dict[str, t.Any] = {
+    "title": {"type": "str", "default": "Preflight"},
+    "hosts": {"type": "dict", "required": True},
+    "facts": {"type": "dict", "default": {}},
+    "plans": {"type": "dict", "default": {}},
+    "failures": {"type": "dict", "default": {}},
+    "lost": {"type": "list", "elements": "str", "default": []},
+    "skip": {"type": "list", "elements": "str", "default": []},
+    "fail_on": {"type": "str", "choices": list(FAIL_ON), "default": "error"},
+    "quiet": {"type": "bool", "default": False},
+    "path": {"type": "path", "default": ""},
+}
+
+
+class ActionModule(ActionBase):
+    """Asks the rules across hosts, shows the table on the controller, and writes it as JSON where asked."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        result: dict[str, t.Any] = super().run(tmp, task_vars)
+        _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        hosts, contexts = parts_of(options)
+        found = fleet_report(hosts, contexts, options["skip"], fleet_rules(), options["fail_on"])
+        if not (options["quiet"] and _nothing_to_say(found)):
+            # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
+            display.display("")
+            for text, colour in table(options["title"], found, width(), display.verbosity > 0):
+                display.display(text, color=colour)
+        stopped = {name: host["stopped_by"] for name, host in found["hosts"].items() if host["stopped_by"]}
+        result.update(changed=False, ok=found["ok"], counts=found["counts"], stopped=stopped, notes=notes(found))
+        if options["path"]:
+            finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            result.update(_written(options["path"], {**found, "title": options["title"], "finished": finished}))
+        return result
+
+
+def parts_of(options: dict[str, t.Any]) -> tuple[dict[str, dict[str, t.Any]], list[Context]]:
+    """Each host's report, or why it has none; and what the rules across hosts look at."""
+    hosts: dict[str, dict[str, t.Any]] = {}
+    contexts: list[Context] = []
+    for name, outcome in options["hosts"].items():
+        facts, plan = options["facts"].get(name) or {}, options["plans"].get(name) or {}
+        gone = lost_connection(facts)
+        if gone:
+            hosts[name] = {"unreachable": True, "failure": gone}
+        elif outcome.get("report"):
+            hosts[name] = outcome["report"]
+            contexts.append(Context(name, facts, plan, outcome.get("settings") or {}, facts.get("arrived_at")))
+        else:
+            hosts[name] = {"failure": str(options["failures"].get(name) or "")}
+    gone = "the connection to the host was lost on the way"
+    return {**hosts, **{name: {"unreachable": True, "failure": gone} for name in options["lost"]}}, contexts
+
+
+def _nothing_to_say(found: dict[str, t.Any]) -> bool:
+    counts = found["counts"]
+    return bool(found["ok"] and not (counts["warnings"] or counts["infos"] or found["skipped"]))
+
+
+def _written(wanted: str, document: dict[str, t.Any]) -> dict[str, t.Any]:
+    path = os.path.abspath(wanted)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_file(path, json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
+    except OSError as exc:
+        error = FleetError(
+            "preflight.not_written",
+            f"the report could not be written to {path}: {exc.strerror}",
+            "a file that the controller's user may write",
+            "set vllm_preflight_path to another, or leave it empty",
+        )
+        return {"failed": True, "msg": str(error), **error.as_result()}
+    return {}

@@ -1,0 +1,62 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This module util is **private** to the collection: it can change at any time without notice.
+
+"""All rules of the preflight, in the order of the documentation, and what can be said about their codes. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import typing as t
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import FleetRule, Rule, page_of
+
+FILES = ("gpu", "speed", "driver", "docker", "host", "disk", "network", "fleet")
+SKIP_UNKNOWN = "preflight.skip_unknown"
+
+
+def _files() -> t.Iterator[t.Any]:
+    for name in FILES:
+        try:
+            yield importlib.import_module(f"ansible_collections.gpufleet.vllm.plugins.module_utils._rules_{name}")
+        except ModuleNotFoundError:
+            continue
+
+
+def host_rules() -> list[Rule]:
+    return [one for file in _files() for one in getattr(file, "RULES", []) if isinstance(one, Rule)]
+
+
+def fleet_rules() -> list[FleetRule]:
+    found = [one for file in _files() for name in ("RULES", "FLEET_RULES") for one in getattr(file, name, [])]
+    return [one for one in found if isinstance(one, FleetRule)]
+
+
+def codes() -> list[str]:
+    """Of every rule, as a user names them to turn one off."""
+    return [one.code for one in host_rules()] + [one.code for one in fleet_rules()]
+
+
+def check_skip(skip: t.Iterable[str]) -> list[Finding]:
+    """One finding for each name that turns nothing off: a typo would leave a rule on, and nobody would know why."""
+    known = codes()
+    return [_unknown_code(name, known) for name in dict.fromkeys(skip) if name not in known]
+
+
+def _unknown_code(name: str, known: t.Sequence[str]) -> Finding:
+    near = difflib.get_close_matches(name, known, 1)
+    remedy = f"write {near[0]}" if near else "take the code from the table in docs/preflight.md, or leave it out"
+    if name.startswith(("plan.", "service.")):
+        remedy = "leave it out, and correct what it says: findings of the plan cannot be turned off"
+    return Finding(
+        SKIP_UNKNOWN,
+        WARNING,
+        f"vllm_preflight_skip names {name}, and no rule has that code",
+        "codes of rules, such as gpu.persistence",
+        remedy,
+        page=page_of(SKIP_UNKNOWN),
+    )
