@@ -271,6 +271,10 @@ def test_hosts_have_other_cards_each_with_its_own_for_good(lab: Lab) -> None:
         ({"model": "t4", "count": 1, "faults": {"xid": {"gpu": 0}}}, "a mapping with code, gpu"),
         ({"model": "t4", "count": 1, "processes": [{"gpu": 0, "pid": 1, "name": "x", "memory_mib": 15000}]}, "in use"),
         ({"model": "t4", "count": 0, "gpus": [{}]}, "no more entries than GPUs"),
+        ({"model": "t4", "count": 2, "faults": {"topology": {"gpus": [0]}}}, "a mapping with gpus (two)"),
+        ({"model": "t4", "count": 2, "faults": {"topology": {"gpus": [0, 2], "link": "SYS"}}}, "an index below 2"),
+        ({"model": "t4", "count": 1, "faults": {"throttle": {"gpu": 0, "reasons": ["wind"]}}}, "throttle is ['wind']"),
+        ({"model": "t4", "count": 1, "faults": {"compute_mode": {"gpu": 0, "mode": "Any"}}}, "compute_mode is 'Any'"),
     ],
 )  # fmt: skip
 def test_data_that_means_nothing_is_refused(lab: Lab, data: dict[str, t.Any], said: str) -> None:
@@ -387,6 +391,102 @@ def test_a_foreign_process_holds_memory(lab: Lab) -> None:
     ]
     assert nvml["gpus"][2]["memory_used_bytes"] == 20 * GIB
     assert lab.csv("memory.used")[2] == ["20480"]
+
+
+@pytest.mark.parametrize(
+    ("model", "fault", "changed"),
+    [
+        ("l40s", {"persistence_off": [1]}, {"persistence_mode": "disabled"}),
+        ("t4", {"compute_mode": {"gpu": 1, "mode": "Exclusive_Process"}}, {"compute_mode": "exclusive_process"}),
+        ("h100-80gb", {"temperature": {"gpu": 1, "celsius": 88}}, {"temperature_c": 88}),
+        (
+            "a100-40gb",
+            {"throttle": {"gpu": 1, "reasons": ["sw_power_cap", "hw_thermal_slowdown"]}},
+            {"throttle": ["hw_thermal_slowdown", "sw_power_cap"]},
+        ),
+    ],
+)
+def test_settings_of_one_card(lab: Lab, model: str, fault: dict[str, t.Any], changed: dict[str, t.Any]) -> None:
+    lab.set({"model": model, "count": 2})
+    lab.apply()
+    healthy = lab.facts("smi")["gpus"]
+    lab.set({"model": model, "count": 2, "faults": fault})
+    nvml, smi = lab.gather("nvml", "smi")
+    assert nvml["gpus"] == smi["gpus"]
+    assert nvml["gpus"] == [healthy[0], {**healthy[1], **changed}]
+    assert healthy[1] != nvml["gpus"][1]
+
+
+def test_a_narrow_link_and_a_lowered_power_limit(lab: Lab) -> None:
+    fault = {"pcie_width": {"gpu": 0, "width": 8}, "power_limit": {"gpu": 0, "watts": 350}}
+    lab.set({**H100, "faults": fault})
+    nvml, smi = lab.gather("nvml", "smi")
+    assert nvml["gpus"] == smi["gpus"]
+    assert nvml["gpus"][0]["pcie"]["width"] == {"current": 8, "max": 16}
+    assert nvml["gpus"][0]["power"] == {"draw_w": 67.74, "limit_w": 350.0, "default_limit_w": 700.0}
+    assert nvml["gpus"][0]["temperature_limit_c"] == 89
+
+
+@pytest.mark.parametrize(("model", "link"), [("h100-80gb", "nv18"), ("a100-40gb", "nv12"), ("l40s", "phb")])
+def test_both_sources_say_the_same_of_the_links(lab: Lab, model: str, link: str) -> None:
+    fault = {"gpus": [2, 0], "link": "SYS", "p2p": "CNS"}
+    lab.set({"model": model, "count": 5, "faults": {"topology": fault}})
+    lab.apply()
+    nvml, smi = lab.gather("nvml", "smi")
+    assert smi["topology"] is not None
+    pairs = {tuple(item["gpus"]): item for item in smi["topology"]}
+    assert (pairs[0, 1]["link"], pairs[0, 1]["p2p"]) == (link, "ok")
+    assert (pairs[0, 2]["link"], pairs[0, 2]["nvlinks"], pairs[0, 2]["p2p"]) == ("sys", 0, "cns")
+    assert [gpu["numa_node"] for gpu in smi["gpus"]] == [0, 0, 0, 0, 1]
+    # NVML counts the ports of a card, which such a setting does not change.
+    assert [item for item in nvml["topology"] if item["gpus"] != [0, 2]] == [
+        item for item in smi["topology"] if item["gpus"] != [0, 2]
+    ]
+    assert next(item["p2p"] for item in nvml["topology"] if item["gpus"] == [0, 2]) == "cns"
+
+
+def test_cards_of_gamers_do_not_read_each_other(lab: Lab) -> None:
+    lab.set({"model": "rtx4090", "count": 2})
+    nvml, smi = lab.gather("nvml", "smi")
+    assert nvml["topology"] == smi["topology"] == [{"gpus": [0, 1], "link": "phb", "nvlinks": 0, "p2p": "gns"}]
+
+
+def test_xids_reach_the_facts(lab: Lab) -> None:
+    lab.set({**H100, "faults": {"xid": {"gpu": 1, "code": 48, "time": "2026-11-23T14:00:00"}}})
+    lab.apply()
+    shutil.copy(lab.root / "usr/local/bin/dmesg", lab.root / "usr/bin/dmesg")
+    launcher = lab.root / "usr/bin/dmesg"
+    launcher.write_text(launcher.read_text().replace("parents[3]", "parents[2]"))
+    (lab.root / "proc").mkdir(exist_ok=True)
+    (lab.root / "proc/stat").write_text(f"btime {int(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME))}\n")
+    (xid,) = lab.facts("smi")["xids"]
+    assert (xid["xid"], xid["pci_bus_id"]) == (48, "00000000:3B:00.0")
+    assert xid["message"].endswith("DBE (double bit error) ECC Error has occurred on GPU")
+
+
+def test_fabric_manager_is_installed_where_there_is_a_fabric(lab: Lab) -> None:
+    lab.set(H100)
+    lab.apply()
+    assert lab.facts("smi")["fabric_manager"]["version"] == "580.95.05"
+    for value, expected in (("570.1.2", "570.1.2"), ("stopped", "580.95.05")):
+        assert lab.run("gpusim", "fault", "fabric_manager", value).rc == 0
+        assert lab.run("nv-fabricmanager", "--version").out == f"Fabric Manager version is : {expected}\n"
+    assert lab.run("gpusim", "fault", "fabric_manager", "missing").rc == 0
+    assert lab.facts("smi")["fabric_manager"]["installed"] is False
+    assert lab.run("gpusim", "clear").rc == 0
+    assert (lab.root / "usr/bin/nv-fabricmanager").exists()
+    lab.set({"model": "t4", "count": 1})
+    lab.apply()
+    assert not (lab.root / "usr/bin/nv-fabricmanager").exists()
+
+
+def test_a_reboot_that_waits_leaves_its_files(lab: Lab) -> None:
+    lab.set({**H100, "faults": {"reboot_required": ["linux-image-6.8.0-90-generic"]}})
+    lab.apply()
+    assert (lab.root / "run/reboot-required").exists()
+    assert "linux-image-6.8.0-90-generic\n" in (lab.root / "run/reboot-required.pkgs").read_text()
+    assert lab.run("gpusim", "clear").rc == 0
+    assert not (lab.root / "run/reboot-required").exists()
 
 
 @pytest.mark.parametrize("source", ["nvml", "smi"])

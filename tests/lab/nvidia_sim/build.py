@@ -37,6 +37,7 @@ _PROGRAMS = {
     "usr/bin/nvidia-smi": "smi:main",
     "usr/lib/gpusim/gpusim": "host:main",
     "usr/local/bin/dmesg": "host:dmesg",
+    "usr/bin/nv-fabricmanager": "host:fabric_manager",
 }
 # Every program finds the file system that it lies in by its own place, so an installed tree works below any directory.
 _LAUNCHER = """#!{python} -I
@@ -65,6 +66,18 @@ ExecStart=/usr/bin/gpusim apply
 
 [Install]
 WantedBy=multi-user.target
+""",
+    "nvidia-fabricmanager.service": """[Unit]
+Description=Simulated Fabric Manager
+
+[Service]
+ExecStart=/usr/bin/sleep infinity
+""",
+    "nvidia-persistenced.service": """[Unit]
+Description=Simulated persistence daemon
+
+[Service]
+ExecStart=/usr/bin/sleep infinity
 """,
     "gpusim.path": """[Unit]
 Description=Changes of the simulated GPUs
@@ -129,7 +142,8 @@ def _install_driver(root: Path, python: str) -> None:
     _link(root / f"usr/lib/{platform.machine()}-linux-gnu/libnvidia-ml.so.1", "../gpusim/libnvidia-ml.so")
     for name, text in _UNITS.items():
         _write(root / "usr/lib/systemd/system" / name, text)
-        _link(root / "etc/systemd/system/multi-user.target.wants" / name, f"/usr/lib/systemd/system/{name}")
+        if "[Install]" in text:
+            _link(root / "etc/systemd/system/multi-user.target.wants" / name, f"/usr/lib/systemd/system/{name}")
 
 
 def _write_program(path: Path, entry: str, python: str, depth: int) -> None:

@@ -28,7 +28,19 @@ from datetime import datetime
 from pathlib import Path
 
 from nvidia_sim import ctk
-from nvidia_sim.state import FAULTS, SimError, State, as_json, data_path, flat, kernel_log, pci_files, proc_files, read
+from nvidia_sim.state import (
+    FAULTS,
+    ORPHANS,
+    SimError,
+    State,
+    as_json,
+    data_path,
+    flat,
+    kernel_log,
+    pci_files,
+    proc_files,
+    read,
+)
 
 # The programs of the container toolkit, and the function that is each.
 TOOLKIT = {
@@ -38,6 +50,7 @@ TOOLKIT = {
     "nvidia-ctk": "ctk:main",
     "nvidia-cdi-hook": "container:cdi_hook",
 }
+FABRIC_MANAGER = "nv-fabricmanager"
 CDI = "etc/cdi/nvidia.yaml"
 _HIDDEN = "usr/lib/gpusim/hidden"
 _CONTROL_NODE = 255
@@ -55,13 +68,18 @@ def apply(root: Path) -> list[str]:
     with _alone(root):
         state = read(root)
         _link_library(root, state)
-        _show_toolkit(root, not state.missing_toolkit)
+        _show(root, TOOLKIT, not state.missing_toolkit)
+        _show(root, [FABRIC_MANAGER], state.fabric_version is not None)
+        _mark_reboot(root, state)
         problems = [
             *_replace_tree(root, "proc/driver", "nvidia", proc_files(state)),
             *_replace_tree(root, "sys/bus/pci", "devices", pci_files(state)),
             *_make_nodes(root, state),
         ]
         _write_cdi(root, state)
+        if root == Path("/") and Path("/run/systemd/system").is_dir():
+            _run_daemons(state)
+            _run_orphans(root, state)
         return problems + _log(root, state)
 
 
@@ -84,11 +102,62 @@ def _link_library(root: Path, state: State) -> None:
         wanted.symlink_to("../gpusim/libnvidia-ml.so")
 
 
-def _show_toolkit(root: Path, visible: bool) -> None:
+def _mark_reboot(root: Path, state: State) -> None:
+    """What Debian's packages leave behind that need one."""
+    flag = root / "run/reboot-required"
+    packages = flag.with_name("reboot-required.pkgs")
+    if state.reboot_packages is None:
+        # Only what was written here: a package may have wanted one as well.
+        if packages.exists() and packages.read_text().startswith(_OURS):
+            packages.unlink()
+            flag.unlink(missing_ok=True)
+        return
+    flag.write_text("*** System restart required ***\n")
+    packages.write_text("".join(f"{name}\n" for name in (_OURS, *state.reboot_packages)))
+
+
+_OURS = "gpusim"
+
+
+def _systemctl(*arguments: str) -> str:
+    return subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _run_daemons(state: State) -> None:
+    persistent = not state.error and any(gpu.persistence_mode == "Enabled" for gpu in state.gpus)
+    for unit, wanted in (("nvidia-fabricmanager", state.fabric_active), ("nvidia-persistenced", persistent)):
+        # Without waiting: at boot this is itself a unit that others wait for.
+        _systemctl("--no-block", "start" if wanted else "stop", f"{unit}.service")
+
+
+def _run_orphans(root: Path, state: State) -> None:
+    """Real processes, under the name that vLLM gives its own, with systemd as their parent."""
+    path = root / ORPHANS
+    pids: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    wanted = {str(orphan.gpu) for orphan in state.orphans}
+    for gpu in set(pids) - wanted:
+        _systemctl("stop", f"gpusim-orphan-{gpu}.service")
+    for gpu in wanted:
+        unit = f"gpusim-orphan-{gpu}.service"
+        if _systemctl("is-active", unit) != "active":
+            command = ["/bin/bash", "-c", 'exec -a "VLLM::EngineCore" sleep infinity']
+            subprocess.run(["systemd-run", "--quiet", "--collect", f"--unit={unit}", *command], check=True)
+        pids[gpu] = int(_systemctl("show", "--property=MainPID", "--value", unit) or 0)
+    ctk.write(path, json.dumps({gpu: pid for gpu, pid in pids.items() if gpu in wanted}))
+
+
+def fabric_manager(root: Path, arguments: list[str]) -> int:
+    """``nv-fabricmanager --version``."""
+    del arguments
+    sys.stdout.write(f"Fabric Manager version is : {read(root).fabric_version}\n")
+    return 0
+
+
+def _show(root: Path, names: t.Iterable[str], visible: bool) -> None:
     shown, hidden = root / "usr/bin", root / _HIDDEN
     hidden.mkdir(parents=True, exist_ok=True)
     source, target = (hidden, shown) if visible else (shown, hidden)
-    for name in TOOLKIT:
+    for name in names:
         if (source / name).exists():
             (source / name).replace(target / name)
 

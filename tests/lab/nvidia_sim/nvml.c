@@ -321,7 +321,7 @@ UINT(nvmlDeviceGetMaxPcieLinkWidth, "pcie_width")
 UINT(nvmlDeviceGetPowerUsage, "power_draw")
 UINT(nvmlDeviceGetEnforcedPowerLimit, "power_limit")
 UINT(nvmlDeviceGetPowerManagementLimit, "power_limit")
-UINT(nvmlDeviceGetPowerManagementDefaultLimit, "power_limit")
+UINT(nvmlDeviceGetPowerManagementDefaultLimit, "power_default")
 UINT(nvmlDeviceGetFanSpeed, "fan")
 
 nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *value)
@@ -407,6 +407,72 @@ typedef struct { unsigned int gpu, memory; } nvmlUtilization_t;
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *rates)
 {
     return put_two(device, "utilization", &rates->gpu, "utilization_memory", &rates->memory);
+}
+
+/* Only the slowdown threshold is simulated. */
+nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, int threshold, unsigned int *value)
+{
+    return threshold == 1 ? put(device, "slowdown", value) : NOT_SUPPORTED;
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *mask)
+{
+    return put_large(device, "reasons", mask);
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *mask)
+{
+    return put_large(device, "reasons", mask);
+}
+
+/* ---- topology ---- */
+
+static nvmlReturn_t put_between(nvmlDevice_t one, nvmlDevice_t other, const char *name, unsigned int *value)
+{
+    char key[32];
+    nvmlReturn_t result = usable(one);
+    if (!result)
+        result = usable(other);
+    if (result)
+        return result;
+    if (one->index > other->index) {
+        nvmlDevice_t swapped = one;
+        one = other;
+        other = swapped;
+    }
+    snprintf(key, sizeof key, "%s.%u", name, other->index);
+    return put(one, key, value);
+}
+
+nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t other, unsigned int *level)
+{
+    return put_between(one, other, "level", level);
+}
+
+nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t one, nvmlDevice_t other, int capability, unsigned int *status)
+{
+    (void)capability;
+    return put_between(one, other, "p2p", status);
+}
+
+/* Every NVLink leads to a switch. */
+nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int link, unsigned int *active)
+{
+    unsigned int count;
+    nvmlReturn_t result = put(device, "nvlinks", &count);
+    if (result)
+        return result;
+    if (!count)
+        return NOT_SUPPORTED;
+    *active = link < count;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, unsigned int link, unsigned int *type)
+{
+    (void)link;
+    *type = 2;
+    return usable(device);
 }
 
 /* ---- memory ---- */

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from nvidia_sim.state import Gpu, Process, State, read
+from nvidia_sim.state import REASONS, Gpu, Process, State, read
 
 _LAYOUT = Path(__file__).with_name("layout.xml")
 _DTDS = ((580, "v13"), (535, "v12"), (0, "v11"))
@@ -69,6 +69,11 @@ def _values(state: State, gpu: Gpu) -> dict[str, str]:
         "remapped_failure": _yes_no(gpu.remapped_failure),
         "power_draw": f"{gpu.power_draw_w:.2f}",
         "power_limit": f"{gpu.power_limit_w:.2f}",
+        "power_default": f"{gpu.power_default_w:.2f}",
+        # It slows down two degrees behind the point that it tells its distance from.
+        "tlimit": str(gpu.slowdown_c - 2 - gpu.temperature_c),
+        "shutdown_c": str(gpu.slowdown_c + 3),
+        **{f"reason_{word}": "Active" if word in gpu.reasons else "Not Active" for word in REASONS},
     }
 
 
@@ -79,6 +84,7 @@ def _conditions(state: State, gpu: Gpu) -> dict[str, bool]:
         "retires_pages": gpu.retires_pages,
         "fabric": gpu.fabric,
         "nvlinks": gpu.nvlinks > 0,
+        "tlimit": gpu.tells_margin and state.branch >= 535,
     }
 
 
@@ -282,16 +288,53 @@ def _versions(state: State) -> str:
 
 def _topology(state: State) -> str:
     gpus = state.gpus
-    header = "\t" + "\t".join(f"GPU{gpu.index}" for gpu in gpus) + "\tCPU Affinity\tNUMA Affinity\n"
-    rows = [f"GPU{gpu.index}\t" + "\t".join(_link(gpu, other) for other in gpus) + "\t0-63\t0\n" for gpu in gpus]
-    legend = "\nLegend:\n\n  X    = Self\n  PHB  = Connection traversing PCIe as well as a PCIe Host Bridge\n"
-    return header + "".join(rows) + legend + "  NV#  = Connection traversing a bonded set of # NVLinks\n"
+    header = "\t" + "\t".join(f"GPU{gpu.index}" for gpu in gpus) + "\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\n"
+    rows = [
+        f"GPU{gpu.index}\t"
+        + "\t".join(" X " if gpu is other else state.between(gpu, other)[0] for other in gpus)
+        + f"\t0-63\t{state.node(gpu)}\t\tN/A\n"
+        for gpu in gpus
+    ]
+    return header + "".join(rows) + _LEGEND
 
 
-def _link(gpu: Gpu, other: Gpu) -> str:
-    if gpu is other:
-        return " X "
-    return f"NV{gpu.nvlinks}" if gpu.nvlinks and other.nvlinks else "PHB"
+_LEGEND = """
+Legend:
+
+  X    = Self
+  SYS  = Connection traversing PCIe as well as the SMP interconnect between NUMA nodes (e.g., QPI/UPI)
+  NODE = Connection traversing PCIe as well as the interconnect between PCIe Host Bridges within a NUMA node
+  PHB  = Connection traversing PCIe as well as a PCIe Host Bridge (typically the CPU)
+  PXB  = Connection traversing multiple PCIe bridges (without traversing the PCIe Host Bridge)
+  PIX  = Connection traversing at most a single PCIe bridge
+  NV#  = Connection traversing a bonded set of # NVLinks
+"""
+
+
+def _p2p(state: State) -> str:
+    gpus = state.gpus
+    header = " \t" + "".join(f"GPU{gpu.index}\t" for gpu in gpus) + "\n"
+    rows = [
+        f" GPU{gpu.index}\t"
+        + "".join(("X" if gpu is other else state.between(gpu, other)[1]) + "\t" for other in gpus)
+        + "\n"
+        for gpu in gpus
+    ]
+    return header + "".join(rows) + _P2P_LEGEND
+
+
+_P2P_LEGEND = """
+Legend:
+
+  X    = Self
+  OK   = Status Ok
+  CNS  = Chipset not supported
+  GNS  = GPU not supported
+  TNS  = Topology not supported
+  NS   = Not supported
+  DR   = Disabled by regkey
+  U    = Unknown
+"""
 
 
 def _boxed(text: str) -> str:
@@ -375,7 +418,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true")
     commands = parser.add_subparsers(dest="command")
     topology = commands.add_parser("topo")
-    topology.add_argument("-m", "--matrix", action="store_true", required=True)
+    shown = topology.add_mutually_exclusive_group(required=True)
+    shown.add_argument("-m", "--matrix", action="store_true")
+    shown.add_argument("-p2p", "--p2pstatus", choices=("r", "w", "rw"))
     return parser
 
 
@@ -447,7 +492,7 @@ def _report(options: argparse.Namespace, state: State, gpus: list[Gpu]) -> str:
     if options.list_gpus:
         return _list(gpus)
     if options.command == "topo":
-        return _topology(state)
+        return _topology(state) if options.matrix else _p2p(state)
     return _versions(state) if options.version else _table(state, gpus)
 
 

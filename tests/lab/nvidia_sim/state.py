@@ -48,13 +48,42 @@ FAULTS = {
     "remapped_failure": "GPU or list of GPUs",
     "retired_pending": "GPU or list of GPUs",
     "foreign_process": "{gpu, pid, name, memory_mib} or a list of them",
+    "orphan_engine": "{gpu, memory_mib} or a list of them: a process of an engine whose API server is gone",
     "xid": "{gpu, code, time, message} or a list of them; time (ISO 8601) and message may be left out",
+    "persistence_off": "GPU or list of GPUs; the persistence daemon does not run",
+    "compute_mode": "{gpu, mode} or a list of them; mode is Default, Exclusive_Process or Prohibited",
+    "pcie_width": "{gpu, width} or a list of them: the link is narrower than it could be",
+    "temperature": "{gpu, celsius} or a list of them",
+    "throttle": "{gpu, reasons} or a list of them; reasons are NVML's words, such as hw_thermal_slowdown",
+    "power_limit": "{gpu, watts} or a list of them",
+    "topology": "{gpus, link, p2p} or a list of them: two GPUs, PIX to SYS, and OK or why not (CNS, GNS, TNS, NS)",
+    "fabric_manager": "stopped, missing, or the version of it that is installed",
+    "reboot_required": "true, or a list of the packages that want it",
 }
 # What an entry of "gpus" may say beside the keys of a type file.
 OWN_KEYS = frozenset({"model", "uuid", "serial", "pci_bus_id", "compute_mode", "utilization_percent"})
 _BUSES = ("19", "3B", "4C", "5D", "9B", "BB", "CB", "DB")
+# In NVML's order of bits.
+REASONS = (
+    "gpu_idle",
+    "applications_clocks_setting",
+    "sw_power_cap",
+    "hw_slowdown",
+    "sync_boost",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+    "display_clocks_setting",
+)
+LEVELS = {"PIX": 10, "PXB": 20, "PHB": 30, "NODE": 40, "SYS": 50}
+P2P = {"OK": 0, "CNS": 1, "GNS": 2, "TNS": 3, "DR": 4, "NS": 5, "U": 6}
+# GPUs that one processor has.
+_GPUS_PER_NODE = 4
 _UUIDS = uuid.UUID("6f0c8a8e-7d57-5a5f-9a52-0a8f3a0d5e11")
 _MISMATCH, _NOT_LOADED = 18, 9
+
+
+ORPHANS = "run/gpusim/orphans.json"
 
 
 class SimError(Exception):
@@ -79,6 +108,24 @@ class Xid:
     code: int
     time: str | None = None
     message: str | None = None
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """``pid`` comes from the host, which has such a process once ``gpusim apply`` has run."""
+
+    gpu: int
+    memory_mib: int = 1024
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Link:
+    """What lies between two GPUs."""
+
+    gpus: list[int]
+    link: str | None = None
+    p2p: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +159,10 @@ class Gpu:
     nvlinks: int
     fan_percent: int | None
     temperature_c: int
+    slowdown_c: int
     power_draw_w: float
     power_limit_w: float
+    power_default_w: float
     display_mode: str
     persistence_mode: str
     performance_state: str
@@ -126,7 +175,13 @@ class Gpu:
     remapped_failure: bool = False
     retired_pending: bool = False
     lost: bool = False
+    reasons: tuple[str, ...] = ()
     processes: tuple[Process, ...] = ()
+
+    @property
+    def tells_margin(self) -> bool:
+        """Newer ones tell how far they are from a temperature, where older ones tell that temperature."""
+        return self.architecture not in ("Turing", "Ampere")
 
     @property
     def memory_free_mib(self) -> int:
@@ -150,6 +205,25 @@ class State:
     stale_cdi: str | None = None
     write_cdi: bool = True
     xids: tuple[Xid, ...] = ()
+    links: tuple[Link, ...] = ()
+    fabric_version: str | None = None
+    fabric_active: bool = False
+    reboot_packages: tuple[str, ...] | None = None
+    orphans: tuple[Orphan, ...] = ()
+
+    def node(self, gpu: Gpu) -> int:
+        """The NUMA node of a card."""
+        return gpu.index // _GPUS_PER_NODE
+
+    def between(self, gpu: Gpu, other: Gpu) -> tuple[str, str]:
+        """nvidia-smi's words for what links two cards, and for whether they read each other's memory."""
+        ends = {gpu.index, other.index}
+        told = next((link for link in self.links if set(link.gpus) == ends), Link([]))
+        nvlinks = min(gpu.nvlinks, other.nvlinks)
+        near = "PHB" if self.node(gpu) == self.node(other) else "SYS"
+        return told.link or (f"NV{nvlinks}" if nvlinks else near), told.p2p or (
+            "GNS" if gpu.brand == "GeForce" else "OK"
+        )
 
     @property
     def branch(self) -> int:
@@ -171,7 +245,20 @@ def read(root: Path, hostname: str | None = None) -> State:
             'a JSON object such as {"model": "h100-80gb", "count": 2}',
             "write it, or name another file in GPUSIM_DATA",
         ) from error
-    return expand(data, hostname or socket.gethostname())
+    return expand(_with_pids(data, root), hostname or socket.gethostname())
+
+
+def _with_pids(data: Data, root: Path) -> Data:
+    """The processes that ``gpusim apply`` has started, in the faults that asked for them."""
+    try:
+        pids = json.loads((root / ORPHANS).read_text())
+        faults = data["faults"]
+        value = faults["orphan_engine"]
+        items = value if isinstance(value, list) else [value]
+        started = [{**item, "pid": pids.get(str(item["gpu"]), 0)} for item in items]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return data
+    return {**data, "faults": {**faults, "orphan_engine": started}}
 
 
 def data_path(root: Path) -> Path:
@@ -200,6 +287,10 @@ def expand(data: Data, hostname: str) -> State:
     mismatch = faults.get("driver_library_mismatch")
     kernel = mismatch if isinstance(mismatch, str) else older(driver) if mismatch else driver
     stale = faults.get("stale_cdi")
+    links = tuple(_link(item, len(gpus)) for item in _listed(faults.get("topology")))
+    fabric = faults.get("fabric_manager")
+    reboot = faults.get("reboot_required")
+    has_fabric = any(gpu.fabric for gpu in gpus) and fabric != "missing"
     return State(
         hostname=hostname,
         driver=driver,
@@ -214,7 +305,29 @@ def expand(data: Data, hostname: str) -> State:
         stale_cdi=stale if isinstance(stale, str) else older(driver) if stale else None,
         write_cdi=bool(data.get("cdi", True)),
         xids=tuple(Xid(**item) for item in _items(faults, "xid", Xid, len(gpus))),
+        links=links,
+        fabric_version=(fabric if fabric not in (None, "stopped") else driver) if has_fabric else None,
+        fabric_active=has_fabric and fabric != "stopped",
+        reboot_packages=tuple(map(str, reboot)) if isinstance(reboot, list) else (("linux-image",) if reboot else None),
+        orphans=tuple(Orphan(**item) for item in _items(faults, "orphan_engine", Orphan, len(gpus))),
     )
+
+
+def _listed(value: t.Any) -> list[t.Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _link(item: t.Any, count: int) -> Link:
+    known = isinstance(item, dict) and set(item) <= {"gpus", "link", "p2p"} and len(_listed(item.get("gpus"))) == 2
+    if not known or item.get("link", "SYS") not in LEVELS or item.get("p2p", "OK") not in P2P:
+        raise SimError(
+            f"topology is {item!r}",
+            f"a mapping with gpus (two), link ({', '.join(LEVELS)}) and p2p ({', '.join(P2P)}), or a list",
+            "correct it",
+        )
+    for number in item["gpus"]:
+        _in_range(number, count, "topology")
+    return Link(**item)
 
 
 def older(driver: str) -> str:
@@ -255,6 +368,7 @@ def _gpu(index: int, own: Data, data: Data, hostname: str) -> Gpu:
         "uuid": f"GPU-{identity}",
         "serial": f"1{identity.int % 10**12:012d}" if values.pop("has_serial") else None,
         "pci_bus_id": f"00000000:{bus}:00.0",
+        "power_default_w": values["power_limit_w"],
     }
     return Gpu(index=index, **{**values, **generated, **own})
 
@@ -289,6 +403,9 @@ def _in_range(number: object, count: int, name: str) -> None:
 def _occupied(gpus: list[Gpu], data: Data, faults: Data) -> list[Gpu]:
     wanted = [*_items(data, "processes", Process, len(gpus)), *_items(faults, "foreign_process", Process, len(gpus))]
     processes = [Process(**item) for item in wanted]
+    for item in _items(faults, "orphan_engine", Orphan, len(gpus)):
+        if item.get("pid"):
+            processes.append(Process(item["gpu"], item["pid"], "VLLM::EngineCore", item.get("memory_mib", 1024)))
     return [_with_processes(gpu, tuple(item for item in processes if item.gpu == gpu.index)) for gpu in gpus]
 
 
@@ -308,10 +425,68 @@ def _faulty(gpus: list[Gpu], faults: Data) -> list[Gpu]:
     count = len(gpus)
     chosen = {name: _chosen(faults, name, count) for name in _GPU_FAULTS}
     errors = {item["gpu"]: item.get("count", 1) for item in _items(faults, "ecc_uncorrected", _EccUncorrected, count)}
-    return [_with_faults(gpu, {name for name in _GPU_FAULTS if gpu.index in chosen[name]}, errors) for gpu in gpus]
+    broken = [_with_faults(gpu, {name for name in _GPU_FAULTS if gpu.index in chosen[name]}, errors) for gpu in gpus]
+    for name, kind, field in _SETTINGS:
+        settings = {item["gpu"]: item for item in _items(faults, name, kind, count)}
+        broken = [
+            replace(gpu, **{field: _setting(name, settings[gpu.index])}) if gpu.index in settings else gpu
+            for gpu in broken
+        ]
+    return broken
 
 
-_GPU_FAULTS = ("fallen_off_bus", "ecc_pending", "remapped_pending", "remapped_failure", "retired_pending")
+_GPU_FAULTS = (
+    "fallen_off_bus", "ecc_pending", "remapped_pending", "remapped_failure", "retired_pending", "persistence_off",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _ComputeMode:
+    gpu: int
+    mode: str
+
+
+@dataclass(frozen=True)
+class _Width:
+    gpu: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Temperature:
+    gpu: int
+    celsius: int
+
+
+@dataclass(frozen=True)
+class _Throttle:
+    gpu: int
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class _PowerLimit:
+    gpu: int
+    watts: float
+
+
+# Faults that set one value of a GPU: their shape, and the field.
+_SETTINGS: tuple[tuple[str, type[t.Any], str], ...] = (
+    ("compute_mode", _ComputeMode, "compute_mode"),
+    ("pcie_width", _Width, "pcie_width_current"),
+    ("temperature", _Temperature, "temperature_c"),
+    ("throttle", _Throttle, "reasons"),
+    ("power_limit", _PowerLimit, "power_limit_w"),
+)
+
+
+def _setting(name: str, item: dict[str, t.Any]) -> t.Any:
+    (value,) = (value for key, value in item.items() if key != "gpu")
+    known: t.Collection[str] = REASONS if name == "throttle" else _COMPUTE_MODES if name == "compute_mode" else ()
+    given = tuple(_listed(value)) if name == "throttle" else (value,)
+    if known and not set(given) <= set(known):
+        raise SimError(f"{name} is {value!r}", f"of {', '.join(known)}", "correct it")
+    return given if name == "throttle" else float(value) if name == "power_limit" else value
 
 
 @dataclass(frozen=True)
@@ -331,6 +506,7 @@ def _with_faults(gpu: Gpu, faults: set[str], errors: dict[int, int]) -> Gpu:
     return replace(
         gpu,
         lost="fallen_off_bus" in faults,
+        persistence_mode="Disabled" if "persistence_off" in faults else gpu.persistence_mode,
         ecc_uncorrected=errors.get(gpu.index, 1 if repair else 0),
         remapped_pending="remapped_pending" in faults or (repair and gpu.remapped_banks is not None),
         remapped_failure="remapped_failure" in faults,
@@ -378,6 +554,11 @@ def flat(state: State) -> str:
         for key, value in _flat_gpu(gpu).items():
             if value is not None:
                 lines[f"{gpu.index}.{key}"] = value
+    for gpu in state.gpus:
+        for other in state.gpus[gpu.index + 1 :]:
+            link, p2p = state.between(gpu, other)
+            lines[f"{gpu.index}.level.{other.index}"] = LEVELS.get(link, LEVELS["SYS"])
+            lines[f"{gpu.index}.p2p.{other.index}"] = P2P[p2p]
     for process in (process for gpu in state.gpus for process in gpu.processes):
         lines[f"process.{process.pid}"] = process.name
     return "".join(f"{key}={str(value).splitlines()[0]}\n" for key, value in lines.items())
@@ -430,6 +611,10 @@ def _flat_gpu(gpu: Gpu) -> dict[str, t.Any]:
         "temperature": gpu.temperature_c,
         "power_draw": round(gpu.power_draw_w * 1000),
         "power_limit": round(gpu.power_limit_w * 1000),
+        "power_default": round(gpu.power_default_w * 1000),
+        "slowdown": gpu.slowdown_c,
+        "reasons": sum(1 << bit for bit, word in enumerate(REASONS) if word in gpu.reasons),
+        "nvlinks": gpu.nvlinks,
         "fan": gpu.fan_percent,
         "utilization": gpu.utilization_percent,
         "utilization_memory": gpu.utilization_percent // 2,
@@ -522,4 +707,5 @@ def pci_files(state: State) -> dict[str, str]:
         files[f"{place}/vendor"] = "0x10de\n"
         files[f"{place}/device"] = f"0x{gpu.pci_device_id[:4].lower()}\n"
         files[f"{place}/class"] = "0x030000\n" if gpu.brand == "GeForce" else "0x030200\n"
+        files[f"{place}/numa_node"] = f"{state.node(gpu)}\n"
     return files

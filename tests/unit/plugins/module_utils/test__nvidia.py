@@ -135,7 +135,11 @@ SMI_CASES = [
     pytest.param(
         "rtx4090-535",
         {"driver": "535.86.05", "cuda": "12.2", "count": 1},
-        {"power": {"draw_w": 8.49, "limit_w": 450.0, "default_limit_w": 450.0}, "compute_mode": "default", "memory_total_bytes": 24564 * MIB},
+        {
+            "power": {"draw_w": 8.49, "limit_w": 450.0, "default_limit_w": 450.0},
+            "compute_mode": "default",
+            "memory_total_bytes": 24564 * MIB,
+        },
         id="rtx4090-535",
     ),
     pytest.param(
