@@ -17,7 +17,7 @@ import re
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _render, _turns
 
 MODEL_PATH = "/model"
 HOME = "/home/vllm"
@@ -113,13 +113,14 @@ def definition(service: t.Mapping[str, t.Any], image: str, root: str, choices: C
         "init": True,
         "restart": "unless-stopped",
         "stop_grace_period": f"{service['stop_timeout']}s",
-        "entrypoint": list(SECRET_ENTRYPOINT if service["secrets"] else ENTRYPOINT),
+        "entrypoint": _entrypoint(service),
         "command": list(service["arguments"]),
         "environment": dict(service["environment"]),
         "ports": [publish],
         "volumes": [
             _bind(str(service["path"]), MODEL_PATH, read_only=True),
             _bind(f"{root}/services/{name}/state", HOME),
+            *_turn_mounts(service, root),
         ],
         "tmpfs": [TMPFS],
         "shm_size": choices.shm_size,
@@ -142,6 +143,20 @@ def definition(service: t.Mapping[str, t.Any], image: str, root: str, choices: C
     if asked:
         result["deploy"] = {"resources": asked}
     return result
+
+
+def _entrypoint(service: t.Mapping[str, t.Any]) -> list[str]:
+    entrypoint = list(SECRET_ENTRYPOINT if service["secrets"] else ENTRYPOINT)
+    if not _turns.shared_cards(service):
+        return entrypoint
+    called = _turns.arguments(service, _turns.CONTAINER_PATH, f"http://127.0.0.1:{PORT}/health")
+    return ["python3", "-c", _turns.START, *called, *entrypoint]
+
+
+def _turn_mounts(service: t.Mapping[str, t.Any], root: str) -> list[dict[str, t.Any]]:
+    if not _turns.shared_cards(service):
+        return []
+    return [_bind(_turns.directory(root), _turns.CONTAINER_PATH, read_only=True)]
 
 
 def _bind(source: str, target: str, read_only: bool = False) -> dict[str, t.Any]:

@@ -54,6 +54,10 @@ def assign_gpus(
     counted = [service for service in waiting if not isinstance(service.gpus, tuple)]
     held = {service.name: pin.uuids for service in counted for pin in [known.get(service.name)] if pin}
     table.take_counted(counted, held)
+    for mine in table.chosen.values():
+        for card in mine:
+            # Services on one card must not load at the same time: what starts them looks at this.
+            card.update({"shared": True} if len(table.owners[card["uuid"]]) > 1 else {})
     findings = [*table.findings, *_gpu_shares.check_sums(table.all_cards, table.owners, table.shares)]
     for service in services:
         findings += said.check_alike(table.chosen[service.name], service.name)
@@ -292,6 +296,12 @@ def tensor_parallel_size(
         expected = "a divisor of the tensor parallel size, whose GPUs it uses"
         return size, [Finding("plan.parallelism", ERROR, seen, expected, remedy, service.name)]
     return size, []
+
+
+def gpus_of_flags(service: Service, arguments: t.Mapping[str, t.Any]) -> int:
+    """The GPUs on this host that the parallelism of a service asks for, where it says so; 1 where it does not."""
+    others, _words = _other_parallelism(arguments)
+    return max(1, (service.tensor_parallel_size or 1) * others // _count(arguments, "nnodes"))
 
 
 def _other_parallelism(arguments: t.Mapping[str, t.Any]) -> tuple[int, str]:

@@ -16,6 +16,7 @@ One root directory holds all of it, readable by a person::
     services/NAME/run.sh          supervisor only; starts the service by hand, too
     services/NAME/state/          what the service writes: compile and kernel caches, kept across restarts
     logs/NAME.log                 supervisor only; systemd has its journal, Docker its logs
+    turns/                        a lock for each card that services share, and what takes it
     supervisor/                   supervisord.conf, conf.d/, its venv and socket
 """
 
@@ -34,7 +35,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _compose, _render
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _compose, _render, _turns
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 
 UNCHANGED = "unchanged"
@@ -421,6 +422,7 @@ class Stack:
     ) -> None:
         by_name = {item.name: item for item in desired}
         self._directories()
+        self._turns(desired)
         self.backend.prepare()
         self.backend.define(desired)
         moving = [change.name for change in changes if change.action in (UPDATED, REMOVED)]
@@ -441,6 +443,20 @@ class Stack:
     def _directories(self) -> None:
         make_directory(self.layout.services, 0o755)
         make_directory(self.layout.logs, 0o750)
+
+    def _turns(self, desired: t.Sequence[Desired]) -> None:
+        """The locks of shared cards, and the program that takes them. A file that is there stays: it may be locked."""
+        cards = {card for item in desired for card in _turns.shared_cards(item.service)}
+        if not cards:
+            return
+        where = _turns.directory(self.layout.root)
+        make_directory(where, 0o755)
+        if read_text(f"{where}/{_turns.PROGRAM}") != _turns.START:
+            write_file(f"{where}/{_turns.PROGRAM}", _turns.START, 0o644)
+        for card in sorted(cards):
+            path = _turns.lock_path(card, where)
+            if not os.path.lexists(path):
+                write_file(path, "", 0o644)
 
     def _write(self, item: Desired) -> None:
         workdir = self.layout.workdir(item.name)

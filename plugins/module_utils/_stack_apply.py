@@ -40,6 +40,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import (
     service_digest,
     write_file,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._turns import in_turn
 from ansible_collections.gpufleet.vllm.plugins.module_utils._usage import note_replaced
 
 # A stop waits for the longest drain among what it stops, and for this much more.
@@ -70,7 +71,7 @@ def desired_services(options: Options) -> list[Desired]:
     images = {str(image["image"]): image for image in options.images}
     result = []
     for service in options.services:
-        service = pinned(service, images)
+        service = in_turn(pinned(service, images), options.root.rstrip("/"))
         artifact = artifacts.get(str(service["path"]), {})
         extra = {
             "artifact": [artifact.get("manifest_digest") or artifact.get("commit"), artifact.get("published")],
@@ -107,9 +108,13 @@ def plan_document(options: Options, desired: t.Sequence[Desired]) -> dict[str, t
 
 
 def kept(service: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """A service as plan.json keeps it: a card is its UUID, and the index it has today may be another's tomorrow."""
+    """A service as plan.json keeps it: a card is its UUID, and the index it has today may be another's tomorrow.
+
+    The sum of its memory is an estimate of the day, and no part of what runs.
+    """
+    service = {key: value for key, value in service.items() if key != "memory"}
     cards = [{key: value for key, value in card.items() if key != "index"} for card in service.get("gpus") or []]
-    return {**service, "gpus": cards} if cards else dict(service)
+    return {**service, "gpus": cards} if cards else service
 
 
 def as_text(document: t.Mapping[str, t.Any]) -> str:
@@ -237,7 +242,7 @@ def _remove_all(backend: Backend, names: t.Sequence[str], timeout: float) -> Non
 
 def _state_paths(layout: Layout) -> list[str]:
     names = ["compose.yaml", "images.json", "plan.json", "record.json", "artifacts.json"]
-    names += ["services", "logs", "supervisor", "audio-image-files", "image-build.lock"]
+    names += ["services", "logs", "supervisor", "turns", "audio-image-files", "image-build.lock"]
     return [*(f"{layout.root}/{name}" for name in names), *glob.glob(f"{glob.escape(layout.root)}/.image-build-*")]
 
 
