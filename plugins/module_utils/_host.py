@@ -4,7 +4,7 @@
 
 # This module util is **private** to the collection: it can change at any time without notice.
 
-"""What one host is: system, CPU, memory, file systems, listeners. Reading only; parsing apart from the reads."""
+"""What one host is: system, CPU, memory, listeners. Reading only; parsing apart from the reads."""
 
 from __future__ import annotations
 
@@ -105,24 +105,6 @@ def existing_parent(path: str) -> str:
             break
         path = parent
     return path
-
-
-def filesystems(paths: t.Iterable[str]) -> list[dict[str, t.Any]]:
-    """Space and inodes behind each path: what a user other than root can still take."""
-    result = []
-    for path in paths:
-        base = existing_parent(path)
-        state = os.statvfs(base)
-        result.append(
-            {
-                "path": path,
-                "device": os.stat(base).st_dev,
-                "total_bytes": state.f_blocks * state.f_frsize,
-                "free_bytes": state.f_bavail * state.f_frsize,
-                "free_inodes": state.f_favail,
-            }
-        )
-    return result
 
 
 def _socket_owners(inodes: t.Container[int]) -> dict[int, int]:

@@ -16,7 +16,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Status
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_host_info._nvidia_probe, "gather", lambda **_more: {"gpus": [], "reason": "no driver", "source": None})
+    monkeypatch.setattr(
+        _host_info._nvidia_probe, "gather", lambda **_more: {"gpus": [], "reason": "no driver", "source": None}
+    )
 
 
 def gather(root: Path, **extra: t.Any) -> dict[str, t.Any]:
