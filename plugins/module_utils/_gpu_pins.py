@@ -32,7 +32,8 @@ class Pin:
 
     def made_for(self, wish: Wish) -> bool:
         """Whether the service asks for the same as when it was deployed."""
-        if self.wish_known:
+        # Where none was written, the plan chose how many, and by now a count may stand in for that.
+        if self.wish_known and self.wish is not None:
             return same_wish(self.wish, wish)
         if isinstance(wish, tuple):
             return len(wish) == len(self.cards) and all(

@@ -209,3 +209,12 @@ def test_facts_without_pins(facts: t.Any) -> None:
 def test_pins_may_be_plain_data() -> None:
     plain = {"a": {"gpus": [card(1)], "wish": 1}, "b": {"gpus": []}, "c": None}
     assert letters(assign_gpus(services(a=1, b=1), cards(2), None, plain)) == {"a": "b", "b": "a"}
+
+
+def test_a_number_that_the_plan_chose_is_a_pin_too() -> None:
+    """Left out, the model's size may have made it two; the next plan says two, and means these."""
+    kept = record(services(a=None), ({"a": [card(2), card(1)]}, []))
+    assert letters(assign(services(a=2), cards(4), kept)) == {"a": "cb"}
+    assert codes(assign(services(a=2), cards(2), kept)) == [("plan.gpu_changed", "a")]
+    assert letters(assign(services(a=1), cards(4), kept)) == {"a": "b"}
+    assert letters(assign(services(a=None), cards(4), kept)) == {"a": "b"}
