@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import typing as t
 
@@ -219,12 +220,18 @@ def read_weights(files: Files, model: Model, shards: t.Sequence[Entry]) -> _mode
 def _header(files: Files, entry: Entry) -> list[_safetensors.Tensor]:
     """The tensors of one file: its first bytes, and the rest of the header where it is longer."""
     head = files.read(entry, 0, min(FIRST_BYTES, entry.size))
-    length = _safetensors.header_length(head, entry.size)
-    end = _safetensors.LENGTH_BYTES + length
+    with _named(entry):
+        end = _safetensors.LENGTH_BYTES + _safetensors.header_length(head, entry.size)
     if end > len(head):
         head += files.read(entry, len(head), end)
-    try:
+    with _named(entry):
         return _safetensors.parse_header(head[_safetensors.LENGTH_BYTES : end], entry.size)
+
+
+@contextlib.contextmanager
+def _named(entry: Entry) -> t.Iterator[None]:
+    try:
+        yield
     except FleetError as exc:
         raise FleetError(exc.code, f"{entry.path}: {exc.seen}", exc.expected, exc.remedy) from None
 
