@@ -48,6 +48,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "allow_public_bind": {"type": "bool", "default": False},
     "allow_pickle": {"type": "bool", "default": False},
     "repin": {"type": "raw", "default": []},
+    "findings": {"type": "list", "elements": "dict", "default": []},
     "fail_on_errors": {"type": "bool", "default": True},
     "show": {"type": "bool", "default": True},
 }
@@ -67,6 +68,9 @@ class ActionModule(ActionBase):
             return result
         settings = Settings(**{item.name: options[item.name] for item in fields(Settings) if item.name in options})
         plan = make_plan(options["services"], settings, options["facts"])
+        earlier = options["findings"]
+        plan["findings"] = [*earlier, *plan["findings"]]
+        plan["errors"] += sum(finding.get("severity") == "error" for finding in earlier)
         result.update(changed=False, plan=plan)
         if options["show"]:
             self._show(plan, str((task_vars or {}).get("inventory_hostname", "")), options["fail_on_errors"])

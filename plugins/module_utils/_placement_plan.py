@@ -49,11 +49,14 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Known:
-    """One host of the fleet as a run sees it: its facts, its own ``vllm_services``, and a list of fleet services if it
-    is another than that of the first host."""
+    """One host of the fleet as a run sees it: its facts and its own ``vllm_services``.
+
+    ``unusable`` says why it cannot be reckoned with, and ``differs`` that its list of fleet services is another one.
+    """
 
     facts: t.Any = None
     services: t.Any = ()
+    unusable: str = ""
     differs: bool = False
 
 
@@ -85,7 +88,10 @@ def place_fleet(
     findings += found
     findings += _differing(known)
     names = {fleet.service.name for fleet in services}
-    unusable = {name: why_unusable(one.facts) for name, one in known.items()}
+    if errors(findings):
+        # Of services that cannot be read nothing is known, so nothing is given up and nothing is placed.
+        return Fleet(findings=tuple(findings))
+    unusable = {name: why_unusable(one.facts) or one.unusable for name, one in known.items()}
     absent = {name: why for name, why in unusable.items() if why}
     hosts = [to_host(name, one.facts, one.services, names) for name, one in known.items() if name not in absent]
     sizes, any_cards = memories(hosts), any(host.cards for host in hosts)
@@ -98,13 +104,12 @@ def place_fleet(
         if allowed is not None and not allowed:
             findings.append(_no_host(fleet.service.name, t.cast("tuple[str, ...]", fleet.patterns)))
     unseen = sorted(absent, key=natural) if missing == KEEP else []
-    if errors(findings):
-        # Of services that could not be read nothing is known, so what runs of them must not be given up.
-        return Fleet(findings=tuple(findings))
     placement = place(hosts, wants, unseen, solve)
     given, found = _assign_ports(hosts, wants, placement, span)
     findings += found
-    findings += Shortfalls(hosts, wants, unseen, placement).findings() if placement.unplaced else []
+    told = {finding.service for finding in errors(findings)}
+    short = Shortfalls(hosts, wants, unseen, placement).findings(told) if placement.unplaced else []
+    findings += short
     findings += _moves(hosts, wants, placement)
     findings += _missing(absent, placement, missing)
     chosen: dict[str, list[dict[str, t.Any]]] = {}

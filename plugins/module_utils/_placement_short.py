@@ -72,8 +72,10 @@ class Shortfalls:
             state.take(by_name[item.service], [state.position[uuid] for uuid in item.cards])
         self.tries = FEW_TRIES if len(hosts) * len(wants) > LARGE else MOST_TRIES
 
-    def findings(self) -> list[Finding]:
-        return [self._finding(want) for want in self.wants if want.service in self.placement.unplaced]
+    def findings(self, told: t.Collection[str] = ()) -> list[Finding]:
+        """One for each service without a place, but for those of which it is told already why."""
+        unplaced = [want for want in self.wants if want.service in self.placement.unplaced]
+        return [self._finding(want) for want in unplaced if want.service not in told]
 
     def _finding(self, want: Want) -> Finding:
         lacking = self.placement.unplaced[want.service]

@@ -188,6 +188,13 @@ options:
         cards that they were deployed on, and where such a card was replaced the plan has an error.
     type: raw
     default: []
+  findings:
+    description:
+      - Findings from before the plan, as RV(gpufleet.vllm.vllm_place#module:host_findings). They stand first among
+        those of the plan.
+    type: list
+    elements: dict
+    default: []
   fail_on_errors:
     description:
       - Whether findings of severity C(error) fail the task.
@@ -235,6 +242,7 @@ EXAMPLES = r"""
     allow_public_bind: false
     allow_pickle: false
     repin: [whisper]
+    findings: []
     fail_on_errors: true
     show: true
     services:

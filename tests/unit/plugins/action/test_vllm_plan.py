@@ -109,10 +109,13 @@ def fleet_plan(
     manager = VariableManager(loader=loader, inventory=inventory)
     found = inventory.get_host(host)
     assert found is not None
+    own = manager.get_vars(host=found)
     variables = {
         **role_file("defaults/main.yml"),
         **role_file("vars/main.yml"),
-        **manager.get_vars(host=found),
+        **own,
+        # No fleet service is placed on it; no filter of the collection is to be had here.
+        "vllm_host_services": own["vllm_services"],
         "vllm_api_key": key,
         "vllm_host": facts,
         "ansible_diff_mode": False,
@@ -271,7 +274,7 @@ def test_the_documentation_is_the_argument_spec() -> None:
 
 def test_the_options_are_the_settings() -> None:
     fields = {field.name: field for field in dataclasses.fields(Settings)}
-    assert set(ARGUMENT_SPEC) - set(fields) == {"services", "facts", "fail_on_errors", "show"}
+    assert set(ARGUMENT_SPEC) - set(fields) == {"services", "facts", "findings", "fail_on_errors", "show"}
     assert set(fields) <= set(ARGUMENT_SPEC)
     for name in set(fields) - {"root", "model_root"}:
         field = fields[name]
