@@ -19,6 +19,8 @@ ANY, NVLINK, PCIE = "any", "nvlink", "pcie"
 LINKS = (ANY, NVLINK, PCIE)
 CAPABILITY = re.compile(r"[1-9]\d?(?:\.\d)?")
 MOST_CARDS = 256
+AUTO = "auto"
+"""How the plan and the record name a choice that was left open."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ Wish = t.Union[int, tuple[t.Union[int, str], ...], GpuWish, None]
 
 
 def wish_data(wish: Wish) -> t.Any:
-    """A wish as plain data, which the plan and the record keep; left out it is ``None``."""
+    """A wish as plain data, which the plan and the record keep."""
+    if wish is None:
+        return AUTO
     if isinstance(wish, GpuWish):
         return wish.as_dict()
     return list(wish) if isinstance(wish, tuple) else wish
@@ -67,6 +71,8 @@ def same_wish(kept: t.Any, wish: Wish) -> bool:
     """Whether a record's ``wish`` is what a service asks for now; in whatever form it was written."""
     if isinstance(wish, tuple):
         return bool(isinstance(kept, list) and kept == list(wish))
+    if kept == AUTO:
+        return wish is None
     try:
         return not isinstance(kept, list) and as_wish(
             t.cast(t.Any, parse_gpus(1 if kept is None else kept))

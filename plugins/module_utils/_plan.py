@@ -18,7 +18,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_compose import
     check_unused_images,
     plan_images,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import assign_gpus, tensor_parallel_size
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import (
+    assign_gpus,
+    recorded_pins,
+    tensor_parallel_size,
+    wish_data,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_host import (
     check_engine_host,
     choose_device,
@@ -26,18 +31,22 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_host import (
     plan_engine,
     plan_image_engine,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_memory import models_of, reckon, with_counts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import (
     bind_address,
     check_ports,
     probe_host,
     public_host,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_release import check_release
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_safety import check_safety
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings import (
     COMPOSE,
     Facts,
     Settings,
     check_settings,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_skip import without_skipped
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service, parse_services
 
 __all__ = ["Settings", "make_plan", "plan_artifacts"]
@@ -49,9 +58,9 @@ STOP_MARGIN_SECONDS = 30
 def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str, t.Any]:
     """Resolve everything one host should run.
 
-    ``facts`` is what the module ``vllm_host_info`` returned. The result is plain data: ``device``, ``runtime``,
-    ``engine``, ``services``, ``artifacts``, ``images`` and ``findings``. With an error among the findings nothing may
-    be changed on the host.
+    ``facts`` is what the module ``vllm_host_info`` returned, with what is known of the models among them. The result is
+    plain data: ``device``, ``runtime``, ``engine``, ``services``, ``artifacts``, ``images``, ``findings`` and
+    ``skipped``, the codes that were turned off. With an error among the findings nothing may be changed on the host.
     """
     services, findings = parse_services(raw_services)
     nothing_to_run = not services and not findings
@@ -67,35 +76,45 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     found += check_engine_host(engine, runtime, settings, facts)
     found += check_docker(facts, device, settings.container_gpu_driver) if contained else []
     findings += [] if nothing_to_run else found
+    arguments = {service.name: all_arguments(service, settings, device) for service in services}
+    models = models_of(facts)
     gpus: dict[str, list[dict[str, t.Any]]] = {}
+    wishes = {service.name: wish_data(service.gpus) for service in services}
     cards = facts.get("gpus") or []
     # Without any card there is one finding, not one for each service.
     if device == "cuda" and cards:
-        gpus, found = assign_gpus(services, cards)
+        pins = recorded_pins(facts)
+        counted = with_counts(services, arguments, models, cards, pins)
+        gpus, found = assign_gpus(
+            counted,
+            cards,
+            (facts.get("nvidia") or {}).get("topology"),
+            pins,
+            repin=settings.repin,
+            contained=contained,
+            flags=arguments,
+        )
         findings += found
     findings += check_ports(services, settings, facts)
+    findings += check_release(services, settings, engine, device, contained)
+    findings += check_safety(services, settings, device, models)
     artifacts, found = plan_artifacts(services, settings)
     findings += found
     resolved = []
     for service in services:
-        arguments = all_arguments(service, settings, device)
-        tensor_parallel, found = tensor_parallel_size(service, len(gpus.get(service.name, [])), device, arguments)
+        mine = gpus.get(service.name, [])
+        flags = arguments[service.name]
+        tensor_parallel, found = tensor_parallel_size(service, len(mine), device, flags)
         findings += found
-        resolved.append(
-            resolve_service(
-                service,
-                settings,
-                engine,
-                device,
-                gpus.get(service.name, []),
-                tensor_parallel,
-                contained,
-            )
-        )
+        entry = resolve_service(service, settings, engine, device, mine, tensor_parallel, contained)
+        memory, found = reckon(service, flags, models, mine, tensor_parallel, entry["environment"])
+        findings += found
+        resolved.append({**entry, "wish": wishes[service.name], "memory": memory})
     findings += check_containers(resolved, settings.container()) if contained else check_unused_images(services)
     # What can not be rendered has an error among the findings, and nothing is changed then.
     if contained and not errors(findings):
         resolved = [contain(item, service, settings) for item, service in zip(resolved, services)]
+    findings, skipped = without_skipped(findings, settings.skip)
     return {
         "device": device,
         "runtime": runtime,
@@ -106,6 +125,7 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         "images": plan_images(resolved) if contained else [],
         "findings": [finding.as_dict() for finding in findings],
         "errors": len(errors(findings)),
+        "skipped": skipped,
     }
 
 

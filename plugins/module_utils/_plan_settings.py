@@ -50,7 +50,8 @@ class Settings:
     allow_remote_code: bool = False
     allow_public_bind: bool = False
     allow_pickle: bool = False
-    repin: t.Union[bool, str, t.Sequence[str]] = field(default_factory=list)
+    repin: bool | str | t.Sequence[str] = field(default_factory=list)
+    skip: t.Sequence[str] = ()
 
     def container(self, shm_size: str = "") -> _compose.Container:
         return _compose.Container(

@@ -160,7 +160,7 @@ def test_one_mistake_is_one_finding() -> None:
         (3, None, {"pipeline-parallel-size": 2}, 1, 1),
         (2, 2, {"pipeline-parallel-size": 2}, 2, 1),
         (1, None, {"pipeline-parallel-size": 2}, 1, 1),
-        (2, None, {"pipeline-parallel-size": "²"}, 2, 0),
+        (2, None, {"pipeline-parallel-size": "²"}, 2, 1),
     ],
 )
 def test_parallelism(gpus: int, size: int | None, args: dict[str, t.Any], expected: int, errors: int) -> None:
@@ -168,7 +168,7 @@ def test_parallelism(gpus: int, size: int | None, args: dict[str, t.Any], expect
     (entry,) = planned["services"]
     assert (entry["tensor_parallel_size"], planned["errors"]) == (expected, errors)
     assert ("--tensor-parallel-size" in entry["command"]) == (expected > 1)
-    assert {code for code, _service in codes(planned)} <= {"plan.parallelism"}
+    assert {code for code, _service in codes(planned)} <= {"plan.parallelism", "plan.flag_value"}
 
 
 def test_parallelism_counts_the_fleets_flags() -> None:

@@ -185,7 +185,7 @@ def test_choices_that_docker_can_not_read(settings: dict[str, t.Any], variable: 
 
 
 def test_a_name_to_listen_on_is_refused() -> None:
-    assert codes(plan([{**SEED[1], "bind_address": "gpu-01.lan"}])) == ["plan.bind_name"]
+    assert codes(plan([{**SEED[1], "bind_address": "gpu-01.lan"}])) == ["plan.no_api_key", "plan.bind_name"]
     assert codes(plan([{**SEED[1], "bind_address": "localhost"}])) == []
 
 
