@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, INFO, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_cards import Card
-from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import GpuWish, Wish, as_wish, same_wish
+from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import AUTO, GpuWish, Wish, as_wish, same_wish
 
 Repin = t.Union[bool, str, t.Sequence[str], None]
 
@@ -32,9 +32,11 @@ class Pin:
 
     def made_for(self, wish: Wish) -> bool:
         """Whether the service asks for the same as when it was deployed."""
-        # Where none was written, the plan chose how many, and by now a count may stand in for that.
-        if self.wish_known and self.wish is not None:
+        # Left open, the plan chose how many. Whoever asks for as many now means these.
+        if self.wish_known and self.wish != AUTO:
             return same_wish(self.wish, wish)
+        if self.wish == AUTO and wish is None:
+            return True
         if isinstance(wish, tuple):
             return len(wish) == len(self.cards) and all(
                 wanted in (card["uuid"], card.get("index")) for wanted, card in zip(wish, self.cards)

@@ -13,6 +13,7 @@ wish changed; those of new services. So a new service never takes a card that an
 from __future__ import annotations
 
 import typing as t
+from dataclasses import replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _gpu_cards, _gpu_pins, _gpu_shares
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _plan_gpus_said as said
@@ -51,7 +52,7 @@ def assign_gpus(
     for service in waiting:
         if isinstance(service.gpus, tuple):
             table.take_named(service)
-    counted = [service for service in waiting if not isinstance(service.gpus, tuple)]
+    counted = [_as_many(service, known) for service in waiting if not isinstance(service.gpus, tuple)]
     held = {service.name: pin.uuids for service in counted for pin in [known.get(service.name)] if pin}
     table.take_counted(counted, held)
     for mine in table.chosen.values():
@@ -62,6 +63,12 @@ def assign_gpus(
     for service in services:
         findings += said.check_alike(table.chosen[service.name], service.name)
     return table.chosen, findings
+
+
+def _as_many(service: Service, pins: t.Mapping[str, Pin | None]) -> Service:
+    """A service that leaves open how many it gets: as many as it has, also where it is given others."""
+    pin = pins.get(service.name)
+    return replace(service, gpus=len(pin.cards)) if pin and service.gpus is None else service
 
 
 class _Table:

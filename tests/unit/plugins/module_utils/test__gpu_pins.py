@@ -217,4 +217,6 @@ def test_a_number_that_the_plan_chose_is_a_pin_too() -> None:
     assert letters(assign(services(a=2), cards(4), kept)) == {"a": "cb"}
     assert codes(assign(services(a=2), cards(2), kept)) == [("plan.gpu_changed", "a")]
     assert letters(assign(services(a=1), cards(4), kept)) == {"a": "b"}
-    assert letters(assign(services(a=None), cards(4), kept)) == {"a": "b"}
+    assert letters(assign(services(a=None), cards(4), kept)) == {"a": "cb"}
+    assert codes(assign(services(a=None), cards(2), kept)) == [("plan.gpu_changed", "a")]
+    assert letters(assign(services(a=None), cards(2), kept, repin=["a"])) == {"a": "ab"}
