@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def gib(count: float) -> str:
 
 def clip(text: t.Any, width: int, charset: Charset = UTF8) -> str:
     """At most so many columns of a terminal, on one line; what is cut off is seen to be."""
-    whole = " ".join(printable(text).split())
+    whole = printable(re.sub(r"[\t\r\n]+", " ", str(text)))
     if cells(whole) <= width:
         return whole
     kept, used = "", 0

@@ -330,7 +330,7 @@ def bottom_line(title: str, views: Views, width: int = WIDTH) -> tuple[str, str]
     counted = f"{_plural(sums['errors'], 'error')}: " if sums["errors"] else ""
     lines += [f"{counted}nothing can be deployed on {folded_names(bad)}"] if bad else []
     lines += [f"UNREACHABLE: {folded_names(lost)}"] if lost else []
-    text = "\n".join(lines)
+    text = printable_lines("\n".join(lines))
     idle = not any(sums[kind] for kind in moves) and not sums["bytes_to_fetch"]
     return text, "red" if bad or lost else "green" if idle else "yellow"
 

@@ -40,7 +40,7 @@ def plan_view(
     ``models`` is what ``vllm_model_info`` returned, ``failure`` why there is no plan.
     """
     lost = lost_connection(dict(facts)) or next((text for text in map(lost_connection, artifacts) if text), "")
-    looked = {str(one.get("path")): one for one in _mappings(artifacts) if one.get("path")}
+    looked = {path: one for one in _mappings(artifacts) for path in [_looked_path(one)] if path}
     known = {**_mapping(models)}
     for one in _mappings(plan.get("artifacts")):
         commit = _mapping(looked.get(str(one.get("path")))).get("commit")
@@ -66,6 +66,11 @@ def plan_view(
         "failure": unreachable_text(lost) if lost else failure,
         "unreachable": bool(lost),
     }
+
+
+def _looked_path(look: Mapping) -> str:
+    """A look that failed names the artifact as it was asked for."""
+    return str(look.get("path") or _mapping(look.get("item")).get("path") or "")
 
 
 def _engine(engine: Mapping) -> str:
@@ -203,9 +208,9 @@ def _artifact(artifact: Mapping, look: Mapping | None, facts: Mapping, models: M
     there = _deployed_commit(facts, str(artifact.get("path")))
     found["commit"] = known.get("commit") or there
     found["bytes_total"] = _integer(known.get("artifact_bytes")) or _integer(known.get("bytes_total"))
-    if there and (not known.get("commit") or known["commit"] == there):
+    if known.get("source") == "artifact" or (there and known.get("commit") in (None, there)):
         found["bytes_to_fetch"] = 0
-    elif not there and known.get("source") != "disk":
+    elif not there and known.get("source") == "hub":
         found["bytes_to_fetch"] = found["bytes_total"]
     return found
 
