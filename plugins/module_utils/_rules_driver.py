@@ -174,7 +174,10 @@ def cuda(context: Context) -> Verdict:
         bridged = bool(able) and len(able) == len(cards_of(service, context)) and have >= 535
         if bridged and _forward(service):
             return None
-        remedy = f"install driver R{oldest} or newer, or choose an image for CUDA {wanted[0] - 1} (a tag with -cu129)"
+        remedy = (
+            f"install driver R{oldest} or newer and reboot (apt install nvidia-driver-{oldest}-server-open), or set "
+        )
+        remedy += f"vllm_image to one for CUDA {wanted[0] - 1}" + (" (a tag with -cu129)" if wanted[0] == 13 else "")
         if bridged:
             remedy += f'; until then {COMPATIBILITY}: "1" under environment: bridges it on these data-centre GPUs'
         seen = (

@@ -48,6 +48,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     texts,
     users_of,
     utilization,
+    version,
     whole,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_xid import CATALOGUE, IGNORED, RECOVERED, explain
@@ -57,6 +58,8 @@ rule = rules_into(RULES)
 
 # What an idle driver may hold of a card beyond its reserve: display and daemons.
 IDLE_BYTES = GIB
+# From this branch on the driver logs that a GPU needs no recovery any more (NVIDIA Xid catalogue, Xid 154).
+TELLS_RECOVERY = 565
 
 # ---- there
 
@@ -284,6 +287,10 @@ def _xids(context: Context, fatal: bool) -> Verdict:
         known = explain(code)
         seen = f"Xid {code} ({known.meaning}) on {where}" + (f", {times} times since boot" if times > 1 else "")
         remedy = known.remedy.format(index=index_of(card) if card else "INDEX")
+        if fatal and (version(nvidia(context).get("driver_version")) or (TELLS_RECOVERY,)) < (TELLS_RECOVERY,):
+            remedy += (
+                "; after that this driver logs no recovery: add gpu.xid_fatal to vllm_preflight_skip until the reboot"
+            )
         severity = graded(card or {}, context) if fatal else ""
         found.append(Failure(seen, "no such Xid since boot, or since the reset of the GPU", remedy, severity=severity))
     return found

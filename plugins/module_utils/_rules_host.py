@@ -115,7 +115,9 @@ def cpu_avx2(context: Context) -> Verdict:
         return Unknown("the processor's features are not told")
     if "avx2" in flags:
         return None
-    remedy = "use another host; in a virtual machine give it the host's processor (qemu: -cpu host)"
+    remedy = (
+        "move its vllm_services to another host; a virtual machine gets the host's processor with cpu host-passthrough"
+    )
     return [Failure(f"{text(dig(facts, 'cpu', 'model'))} without AVX2", "AVX2", remedy)]
 
 

@@ -178,7 +178,10 @@ def power_limit(context: Context) -> Verdict:
         if limit is None or default is None or limit >= default - 1:
             return None
         seen = f"{label(card, context)} is limited to {limit:.0f} W of {default:.0f} W"
-        remedy = f"nvidia-smi -i {index_of(card)} --power-limit={default:.0f}; where it is meant, skip gpu.power_limit"
+        remedy = (
+            f"nvidia-smi -i {index_of(card)} --power-limit={default:.0f}; where it is meant, add gpu.power_limit to "
+            "vllm_preflight_skip"
+        )
         return Failure(seen, f"{default:.0f} W", remedy)
 
     def known(card: Map) -> bool:
@@ -194,7 +197,9 @@ def power_limit(context: Context) -> Verdict:
 def mixed(context: Context) -> Verdict:
     found = []
     for service, chosen in _groups(context):
-        kinds = {text(card.get("name")) for card in chosen} - {""}
+        kinds = {text(card.get("name")) for card in chosen}
+        if "" in kinds:
+            return Unknown(f"the name of a GPU of {service_name(service)} is not told")
         if len(kinds) > 1:
             remedy = f"give {service_name(service)} cards of one kind under gpus: (nvidia-smi -L)"
             seen = f"its cards are {listed(sorted(kinds))}"

@@ -27,7 +27,7 @@ class Xid(t.NamedTuple):
 
 
 RESET = "stop what uses the GPU, then run 'nvidia-smi --gpu-reset -i {index}' (or reboot the host)"
-REBOOT = "drain and reboot the host"
+REBOOT = "drain the host, then 'ipmitool chassis power cycle' it"
 SUPPORT = "if it comes back, replace the GPU: attach 'nvidia-bug-report.sh' to the case"
 APPLICATION = "the application's or a library's fault in most cases: read 'dmesg' for the process, and restart it"
 NVLINK = (
@@ -88,7 +88,7 @@ XIDS: dict[int, Xid] = {
     78: Xid("a vGPU could not start", True, "update the vGPU software; 'nvidia-smi -q' tells the driver of the guest"),
     79: Xid(
         "the GPU has fallen off the bus", True,
-        f"{REBOOT}, with the power off for a minute; if it comes back, reseat or replace the GPU and check its power",
+        f"{REBOOT}; if it comes back, reseat or replace the GPU and check its power",
     ),
     92: _watch("a high rate of single-bit ECC errors"),
     93: _watch("the limit of writes to the GPU's InfoROM was reached"),

@@ -1,0 +1,186 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What holds for all preflight rules together, and that none of them breaks on facts of any shape."""
+
+from __future__ import annotations
+
+import copy
+import re
+import typing as t
+
+import pytest
+from ansible_collections.gpufleet.vllm.plugins.module_utils import (
+    _rules_disk,
+    _rules_docker,
+    _rules_driver,
+    _rules_fleet,
+    _rules_gpu,
+    _rules_host,
+    _rules_network,
+    _rules_speed,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
+    Context,
+    Failure,
+    Unknown,
+    evaluate,
+    evaluate_fleet,
+)
+from hypothesis import given
+from hypothesis import settings as how
+from hypothesis import strategies as st
+from rules_case import FACTS, NOW, PLAN, SETTINGS, host
+
+FILES = (_rules_gpu, _rules_speed, _rules_driver, _rules_docker, _rules_disk, _rules_host, _rules_network)
+RULES = [rule for file in FILES for rule in file.RULES]
+FLEET = _rules_fleet.RULES
+CODE = re.compile(r"(?:gpu|driver|docker|host|disk|network|hub|fleet)\.[a-z][a-z0-9_]{2,}")
+JUNK: tuple[t.Any, ...] = (
+    None, "", "x", "-1", 0, -1, 10**400, 1.5, float("nan"), float("inf"), True, [], {}, [None], [[]], [{}], ["x"],
+    {"a": None}, {"x": {"gpus": 5}}, {1: 2}, "9" * 5000, "580.95.05", "\udcff", {"present": True},
+)  # fmt: skip
+
+
+def test_there_are_many_and_each_has_a_code_of_its_own() -> None:
+    codes = [rule.code for rule in [*RULES, *FLEET]]
+    assert len(codes) >= 40
+    assert len(set(codes)) == len(codes)
+    assert [code for code in codes if not CODE.fullmatch(code)] == []
+    assert all(code.startswith("fleet.") for code in (rule.code for rule in FLEET))
+
+
+@pytest.mark.parametrize("rule", [*RULES, *FLEET], ids=lambda rule: rule.code)
+def test_each_says_what_holds_and_why(rule: t.Any) -> None:
+    assert 15 < len(rule.title) < 100
+    assert not rule.title.endswith(".")
+    assert rule.why.endswith(".")
+    assert 30 < len(rule.why) < 300
+    # Titles are distinct, so that a table of them can be read.
+    assert sum(other.title == rule.title for other in [*RULES, *FLEET]) == 1
+
+
+def test_a_healthy_host_has_no_finding_and_nothing_unknown() -> None:
+    report = evaluate(host(), (), RULES)
+    assert (report.findings, report.unknown) == ([], [])
+    assert len(report.passed) == len(RULES)
+
+
+def test_a_healthy_fleet_has_no_finding() -> None:
+    other = {
+        "boot>id": "other",
+        "settings>vllm_address": "10.0.0.12",
+        "plan>services>*>public_url": "http://10.0.0.12:1",
+    }
+    report = evaluate_fleet([host(), host(other, "gpu-02")], (), FLEET)
+    assert (report.findings, report.unknown) == ([], [])
+
+
+CPU_HOST = {
+    "gpus": [],
+    "gpu_reason": "nvidia-smi was not found",
+    "nvidia": {
+        "driver_version": None,
+        "reason_code": "nvidia.no_gpu",
+        "pci_devices": [],
+        "xids": None,
+        "topology": None,
+    },
+    "plan>device": "cpu",
+    "plan>services>*>gpus": [],
+    "settings>vllm_expected_gpus": None,
+}
+
+
+@pytest.mark.parametrize("runtime", ["systemd", "supervisor"])
+def test_a_bare_cpu_host_hears_nothing_of_gpus_and_docker(runtime: str) -> None:
+    report = evaluate(host({**CPU_HOST, "plan>runtime": runtime, "nvidia>container": None}), (), RULES)
+    assert report.findings == []
+    assert [code for code, _reason in report.unknown] == []
+
+
+def test_a_bare_gpu_host_hears_nothing_of_docker() -> None:
+    report = evaluate(host({"plan>runtime": "systemd", "nvidia>container": None}), (), RULES)
+    assert (report.findings, report.unknown) == ([], [])
+
+
+def test_facts_that_are_missing_are_held_against_no_host() -> None:
+    report = evaluate(Context("empty", {}, PLAN, {}, None), (), RULES)
+    assert report.findings == []
+    assert {reason for _code, reason in report.unknown if "fault of the collection" in reason} == set()
+    nothing = evaluate(Context("nothing", {}, {}, {}, None), (), RULES)
+    assert nothing.findings == []
+
+
+# ---- untrusted
+
+
+def _paths(tree: t.Any, above: tuple[t.Any, ...] = ()) -> t.Iterator[tuple[t.Any, ...]]:
+    yield above
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inside:
+        yield from _paths(value, (*above, key))
+
+
+def _small() -> dict[str, t.Any]:
+    """The healthy host with three GPUs: every shape is there, and fewer times."""
+    facts = copy.deepcopy(FACTS)
+    facts["gpus"] = facts["gpus"][:3]
+    facts["gpus"][2]["processes"] = [{"pid": 1, "name": "x", "memory_used_bytes": 5, "type": "C", "orphan": True}]
+    facts["nvidia"]["topology"] = [way for way in facts["nvidia"]["topology"] if max(way["gpus"]) < 3]
+    facts["nvidia"]["xids"] = [{"xid": 48, "pci_bus_id": "0000:1b:00", "time": 1.0, "message": "m"}]
+    facts["record"]["services"] = {"chat": {"gpus": [{"uuid": "GPU-gone"}], "model": "a/b", "path": "/p"}}
+    return {"facts": facts, "plan": copy.deepcopy(PLAN), "settings": dict(SETTINGS), "now": NOW}
+
+
+PATHS = [path for path in _paths(_small()) if path]
+
+
+def _with(changes: t.Iterable[tuple[tuple[t.Any, ...], t.Any]]) -> Context:
+    trees = _small()
+    for path, value in changes:
+        place: t.Any = trees
+        try:
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = value
+        except (KeyError, IndexError, TypeError):
+            # What is above was replaced already.
+            continue
+    return Context("fuzzed", trees["facts"], trees["plan"], trees["settings"], trees["now"])
+
+
+def _stands(context: Context) -> None:
+    for rule in RULES:
+        _is_verdict(rule.code, rule.check(context))
+    for fleet_rule in FLEET:
+        verdict = fleet_rule.check([context, host()])
+        pairs = verdict if isinstance(verdict, list) else []
+        _is_verdict(fleet_rule.code, [failure for _hosts, failure in pairs] if pairs else verdict)
+
+
+def _is_verdict(code: str, verdict: t.Any) -> None:
+    if verdict is None or isinstance(verdict, Unknown):
+        return
+    assert isinstance(verdict, list), code
+    for failure in verdict:
+        assert isinstance(failure, Failure), code
+        for words in (failure.seen, failure.expected, failure.remedy, failure.service):
+            assert isinstance(words, str), (code, failure)
+        assert failure.severity in ("", "error", "warning", "info")
+
+
+def test_no_rule_breaks_where_a_part_is_missing() -> None:
+    assert len(PATHS) > 400
+    for path in PATHS:
+        try:
+            _stands(_with([(path, None)]))
+        except Exception as exc:
+            raise AssertionError(">".join(map(str, path))) from exc
+
+
+@given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(JUNK)), min_size=1, max_size=4))
+@how(max_examples=400)
+def test_no_rule_breaks_on_parts_of_any_type(changes: list[tuple[tuple[t.Any, ...], t.Any]]) -> None:
+    _stands(_with(changes))

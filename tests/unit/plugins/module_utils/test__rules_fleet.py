@@ -1,0 +1,104 @@
+# Copyright: gpufleet.vllm contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_fleet import RULES
+from rules_case import IMAGE, NOW, Case, ask, fails, holds, incomplete, passes, unknown
+
+CPU = {"plan>device": "cpu"}
+FACTS_OF = f"nvidia>container>images>{IMAGE}"
+# Another machine, as healthy as the first.
+OTHER = {
+    "boot>id": "other",
+    "settings>vllm_address": "10.0.0.12",
+    "plan>services>*>public_url": "http://10.0.0.12:8000",
+}
+TAG = "vllm/vllm-openai:v0.33.0"
+TAGGED = {"plan>services>*>image": TAG}
+DIGEST = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm/vllm-openai@sha256:{'a' * 64}"]}}
+MOVED = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm/vllm-openai@sha256:{'b' * 64}"]}}
+DECLARED = "plan>services>0>declared"
+
+CASES = [
+    passes("fleet.gpus", {}, OTHER),
+    passes("fleet.gpus", {"gpus>*>name": "NVIDIA L40S"}),
+    passes("fleet.gpus", {"gpus>*>name": "NVIDIA L40S", "plan>services>*>name": "own"}, OTHER),
+    passes("fleet.gpus", {**CPU}, {**OTHER, **CPU}),
+    fails("fleet.gpus", "warning", "2 x NVIDIA H100 80GB HBM3 on gpu-01, gpu-03; 2 x NVIDIA L40S on gpu-02",
+          {}, {**OTHER, "gpus>*>name": "NVIDIA L40S"}, {**OTHER, "boot>id": "third"}),
+    unknown("fleet.gpus", {}, {**OTHER, "gpus>*>name": None}),
+    passes("fleet.driver", {}, OTHER),
+    fails("fleet.driver", "warning", "driver R570 on gpu-02", {}, {**OTHER, "nvidia>driver_version": "570.1"}),
+    unknown("fleet.driver", {}, {**OTHER, "nvidia>driver_version": None}),
+    passes("fleet.image", {}, OTHER),
+    passes("fleet.image", {**TAGGED, **DIGEST}, {**OTHER, **TAGGED}),
+    fails("fleet.image", "warning", "sha256:aaaaaaaaaaaa on gpu-01; sha256:bbbbbbbbbbbb on gpu-02",
+          {**TAGGED, **DIGEST}, {**OTHER, **TAGGED, **MOVED}),
+    unknown("fleet.image",
+          {**TAGGED, **DIGEST}, {**OTHER, **TAGGED, f"nvidia>container>images>{TAG}": {"present": True}}),
+    passes("fleet.vllm", {}, OTHER),
+    fails("fleet.vllm", "warning", "vLLM 0.32.0 on gpu-02", {}, {**OTHER, f"{FACTS_OF}>vllm_version": "0.32.0"}),
+    unknown("fleet.vllm", {}, {**OTHER, f"{FACTS_OF}>vllm_version": None, "plan>engine": None}),
+    passes("fleet.model", {}, OTHER),
+    fails("fleet.model", "error", "acme/other on gpu-02", {}, {**OTHER, "plan>services>0>model": "acme/other"}),
+    unknown("fleet.model", {}, {**OTHER, "plan>services>0>model": None}),
+    passes("fleet.revision", {}, OTHER),
+    fails("fleet.revision", "warning", "revision v1.0 on gpu-01; revision v2.0 on gpu-02",
+          {}, {**OTHER, "plan>services>0>revision": "v2.0"}),
+    unknown("fleet.revision", {}, {**OTHER, "plan>services>0>revision": None}),
+    passes("fleet.arguments", {}, OTHER),
+    passes("fleet.arguments", {DECLARED: ["--port", "8000", "--tensor-parallel-size", "2"]},
+           {**OTHER, DECLARED: ["--port", "9000"]}),
+    fails("fleet.arguments", "warning", "--max-model-len 4096 on gpu-02",
+          {DECLARED: ["--max-model-len", "8192"]}, {**OTHER, DECLARED: ["--max-model-len", "4096"]}),
+    unknown("fleet.arguments", {}, {**OTHER, DECLARED: None}),
+    passes("fleet.same_host"),
+    passes("fleet.same_host", {}, OTHER),
+    fails("fleet.same_host", "error", "gpu-01, gpu-02 are one machine", {}, {}),
+    unknown("fleet.same_host", {}, {**OTHER, "boot": None}),
+    passes("fleet.address"),
+    passes("fleet.address", {}, OTHER),
+    # Two names for one machine are another finding.
+    passes("fleet.address", {}, {}),
+    passes("fleet.address", {"plan>services": []}, {**OTHER, "settings>vllm_address": "10.0.0.11"}),
+    fails("fleet.address", "error", "10.0.0.11 is the address of gpu-01, gpu-02",
+          {}, {**OTHER, "settings>vllm_address": "10.0.0.11"}),
+    fails("fleet.address", "error", "10.9.9.9 is the address of gpu-01, gpu-02",
+          {"plan>services>0>bind_address": "10.9.9.9"}, {**OTHER, "plan>services>0>bind_address": "10.9.9.9"}),
+    unknown("fleet.address", {}, {**OTHER, "settings>vllm_address": None, "plan>services>0>public_url": None,
+                                 "plan>services>0>bind_address": None}),
+    passes("fleet.clocks"),
+    passes("fleet.clocks", {}, OTHER),
+    # Asked a minute later, and right.
+    passes("fleet.clocks", {}, {**OTHER, "clock>epoch": NOW + 60, "now": NOW + 60}),
+    fails("fleet.clocks", "warning", "gpu-03 +90 s", {}, OTHER, {**OTHER, "clock>epoch": NOW + 90}),
+    unknown("fleet.clocks", {}, {**OTHER, "clock": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rule(case: Case) -> None:
+    holds(RULES, case)
+
+
+def test_every_rule_has_cases_of_each_kind() -> None:
+    assert incomplete(RULES, CASES) == []
+
+
+def test_the_hosts_of_a_finding_are_those_that_it_is_about() -> None:
+    case = fails("fleet.clocks", "warning", "", {}, OTHER, {**OTHER, "clock>epoch": NOW + 90})
+    _rule, verdict = ask(RULES, case)
+    assert [hosts for hosts, _failure in verdict] == [("gpu-03",)]
+    case = fails("fleet.driver", "warning", "", {}, {**OTHER, "nvidia>driver_version": "570.1"})
+    _rule, verdict = ask(RULES, case)
+    assert [(hosts, failure.service) for hosts, failure in verdict] == [
+        (("gpu-01", "gpu-02"), "chat"),
+        (("gpu-01", "gpu-02"), "whisper"),
+    ]
+
+
+def test_an_empty_fleet_is_alike() -> None:
+    assert not [rule.code for rule in RULES if rule.check([])]
