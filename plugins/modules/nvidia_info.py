@@ -307,8 +307,8 @@ problems:
 topology:
   description:
     - How each two GPUs are linked; V(null) with fewer than two, or where the driver does not tell.
-    - C(gpus) are their indices, C(link) is the word of C(nvidia-smi topo -m) in lower case, C(nvlinks) counts the NVLinks
-      between them.
+    - C(gpus) are their indices, C(link) is the word of C(nvidia-smi topo -m) in lower case, and C(nvlinks) counts the
+      NVLinks between them.
     - C(p2p) is V(ok), or why they can not read each other's memory. V(cns) for the chipset, V(gns) for the GPU, V(tns)
       for the topology, V(dr) for a registry key, V(ns) for no support, V(u) for unknown.
   returned: success
