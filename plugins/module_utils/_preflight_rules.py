@@ -9,31 +9,38 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import typing as t
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import (
+    _rules_disk,
+    _rules_docker,
+    _rules_driver,
+    _rules_fleet,
+    _rules_gpu,
+    _rules_host,
+    _rules_network,
+    _rules_speed,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import WARNING, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import FleetRule, Rule, page_of
 
-FILES = ("gpu", "speed", "driver", "docker", "host", "disk", "network", "fleet")
 SKIP_UNKNOWN = "preflight.skip_unknown"
 
 
-def _files() -> t.Iterator[t.Any]:
-    for name in FILES:
-        try:
-            yield importlib.import_module(f"ansible_collections.gpufleet.vllm.plugins.module_utils._rules_{name}")
-        except ModuleNotFoundError:
-            continue
-
-
 def host_rules() -> list[Rule]:
-    return [one for file in _files() for one in getattr(file, "RULES", []) if isinstance(one, Rule)]
+    return [
+        *_rules_gpu.RULES,
+        *_rules_speed.RULES,
+        *_rules_driver.RULES,
+        *_rules_docker.RULES,
+        *_rules_host.RULES,
+        *_rules_disk.RULES,
+        *_rules_network.RULES,
+    ]
 
 
 def fleet_rules() -> list[FleetRule]:
-    found = [one for file in _files() for name in ("RULES", "FLEET_RULES") for one in getattr(file, name, [])]
-    return [one for one in found if isinstance(one, FleetRule)]
+    return list(_rules_fleet.RULES)
 
 
 def codes() -> list[str]:

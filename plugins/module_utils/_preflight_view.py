@@ -32,7 +32,7 @@ MOST_HOSTS = 20
 # So many ways in which hosts show the same finding are told.
 MOST_SEEN = 6
 NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$", re.DOTALL)
-LABELS = ("expected", "do this", "more")
+LABELS = ("expected", "remedy", "more")
 Host = t.Mapping[str, t.Any]
 
 
@@ -188,6 +188,8 @@ def headline(document: t.Mapping[str, t.Any]) -> str:
         (counts["hosts_warned"], "with warnings"),
         (counts["hosts_ok"], "well"),
     ]
+    if counts["hosts"] == 1:
+        return "1 host, " + next(word for count, word in words if count)
     return f"{plural(counts['hosts'], 'host')}: " + ", ".join(f"{count} {word}" for count, word in words if count)
 
 
@@ -282,7 +284,8 @@ def closing(document: t.Mapping[str, t.Any], width: int) -> list[str]:
     counts, codes = document["counts"], document["skipped"]
     line = (
         f"{plural(counts['hosts'], 'host')}, {plural(counts['checks'], 'check')}: {counts['passed']} passed, "
-        f"{counts['failed']} failed, {counts['unknown']} unknown, {counts['skipped']} turned off"
+        f"{counts['failed']} failed, {counts['unknown']} unknown, {counts['skipped']} turned off; "
+        f"{plural(counts['errors'], 'error')}, {plural(counts['warnings'], 'warning')}"
     )
     lines = [_filled(line, INDENT, width)]
     if codes:
@@ -300,8 +303,9 @@ def notes(document: t.Mapping[str, t.Any], severity: str = WARNING) -> list[str]
     for one in sorted(found, key=lambda each: (each.finding.code, each.finding.service)):
         if one.finding.severity == severity:
             service = f" ({one.finding.service})" if one.finding.service else ""
-            seen = next(iter(one.seen)) if len(one.seen) == 1 else f"{len(one.seen)} such"
-            lines.append(printable(f"{one.finding.code}{service}, {heading(one.hosts, total)}: {seen}"))
+            first, *others = one.seen
+            seen = f"{first}, and {len(others)} more" if others else first
+            lines.append(printable(f"{one.finding.code}{service}: {seen} ({heading(one.hosts, total)})"))
     if document["skipped"]:
         lines.append(f"turned off by vllm_preflight_skip: {', '.join(document['skipped'])}")
     return lines

@@ -313,7 +313,7 @@ def _table_parts(hosts: t.Mapping[str, Host], width: int) -> list[Part]:
 
 def _note_parts(notes: t.Sequence[str]) -> list[Part]:
     lines = [INDENT + _one_line(printable(note)) for note in notes]
-    return [("\n".join(["Preflight", *lines]), "yellow"), BLANK] if lines else []
+    return [("\n".join(["Warnings of the preflight", *lines]), "yellow"), BLANK] if lines else []
 
 
 def _next_parts(following: t.Mapping[str, str]) -> list[Part]:

@@ -134,5 +134,5 @@ notes:
   returned: success
   type: list
   elements: str
-  sample: ["gpu.persistence, 14 hosts: gpu-01 .. gpu-14: persistence mode is off on all GPUs"]
+  sample: ["gpu.persistence: persistence mode is off (14 hosts: gpu-01 .. gpu-14)"]
 """

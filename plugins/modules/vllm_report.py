@@ -82,7 +82,7 @@ EXAMPLES = r"""
     lost: "{{ ansible_play_hosts_all | difference(ansible_play_hosts) }}"
     layout: auto
     notes:
-      - "gpu.persistence, all 14 hosts: persistence mode is off"
+      - "gpu.persistence: persistence mode is off (all 14 hosts)"
     following:
       ask it: curl http://10.0.0.11:8000/v1/models
     path: report.json

@@ -105,13 +105,20 @@ def test_without_a_terminal_it_is_120(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_file(screen: Screen, tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.json"
     for _again in range(2):
-        assert run(title="Deployed", hosts={"gpu-01": GOOD}, path=str(path))["ok"]
+        assert run(title="Deployed", hosts={"gpu-01": GOOD}, notes=["a"], path=str(path))["ok"]
         text = path.read_text(encoding="utf-8")
         document = json.loads(text)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", document.pop("finished"))
         counts = {"hosts": 1, "hosts_failed": 0, "hosts_unreachable": 0, "services": 1, "services_ok": 1}
         hosts = {"gpu-01": {**GOOD, "artifacts": [], "unreachable": False}}
-        assert document == {"schema": 1, "title": "Deployed", "ok": True, "counts": counts, "hosts": hosts}
+        assert document == {
+            "schema": 1,
+            "title": "Deployed",
+            "ok": True,
+            "notes": ["a"],
+            "counts": counts,
+            "hosts": hosts,
+        }
     assert "模型" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]

@@ -319,6 +319,13 @@ def test_a_host_that_was_lost_on_the_way() -> None:
     assert not summary.all_well({"a": {"unreachable": True}})
 
 
+def test_notes_stand_before_what_comes_next() -> None:
+    parts = summary.as_parts("Deployed", fleet(1), {"ask it": "curl"}, notes=["gpu.a: \x1b[2Jseen\n (gpu-01)"])
+    assert ("Warnings of the preflight\n  gpu.a: \ufffd[2Jseen\ufffd (gpu-01)", "yellow") in parts
+    assert [text.split()[0] for text, _colour in parts if text][-2:] == ["Warnings", "Next"]
+    assert summary.document("Deployed", fleet(1), "now", ["a"])["notes"] == ["a"]
+
+
 def test_the_document() -> None:
     hosts = fleet(2, b={"failure": "no"}, c={"unreachable": True})
     made = summary.document("Validated", hosts, "2026-11-23T10:00:00Z")
@@ -327,6 +334,7 @@ def test_the_document() -> None:
         "title": "Validated",
         "finished": "2026-11-23T10:00:00Z",
         "ok": False,
+        "notes": [],
         "counts": {"hosts": 4, "hosts_failed": 1, "hosts_unreachable": 1, "services": 4, "services_ok": 4},
     }
     for one in made["hosts"].values():
