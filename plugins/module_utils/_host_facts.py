@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import platform
+import time
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import (
     _host_kernel,
+    _host_models,
     _host_network,
     _host_processes,
     _host_storage,
@@ -26,6 +28,7 @@ _DISK_SECONDS = 10.0
 # Its name may take as long as the request.
 _HUB_SECONDS = 2 * _host_network.HUB_SECONDS + 1
 _DOCKER_SECONDS = 10.0
+_MODEL_SECONDS = 20.0
 _DOCKER_ROOT = "/var/lib/docker"
 
 Facts = dict[str, t.Any]
@@ -40,16 +43,20 @@ class HostFacts:
         paths: t.Sequence[str],
         hub_endpoint: str = "",
         hub_token: str = "",
+        models: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
         run: Runner = run_command,
         host: Host | None = None,
     ) -> None:
         self.runtime, self.paths, self.run = runtime, list(dict.fromkeys(paths)), run
         self.host = host or Host()
-        self.hub_endpoint = hub_endpoint
+        self.hub_endpoint, self.hub_token = hub_endpoint, hub_token
         self.sources = Sources()
         find = self.host.find
         if hub_endpoint:
             self._ask("the hub", lambda: _host_network.hub(hub_endpoint, hub_token), _HUB_SECONDS)
+        self.models = models or {}
+        for name, item in self.models.items():
+            self._ask_model(name, item)
         self._ask("whether a reboot waits", lambda: _host_kernel.reboot(run, self.host, find, platform.release()))
         self._ask("the clock", lambda: _host_kernel.clock(run, find))
         self._ask("PCI bridges", lambda: _host_kernel.acs(self.host))
@@ -59,6 +66,10 @@ class HostFacts:
 
     def _ask(self, name: str, function: t.Callable[[], t.Any], seconds: float = _COMMAND_SECONDS) -> None:
         self.sources.ask(name, function, seconds)
+
+    def _ask_model(self, name: str, item: t.Mapping[str, t.Any]) -> None:
+        endpoint, token = self.hub_endpoint, self.hub_token
+        self._ask(f"the model {name}", lambda: _host_models.describe_model(item, endpoint, token), _MODEL_SECONDS)
 
     def _ask_path(self, path: str) -> None:
         # A server of files that is away holds up whoever asks for its space.
@@ -93,9 +104,13 @@ class HostFacts:
                 "acs": answer("PCI bridges", none),
                 "apparmor": _host_kernel.apparmor(self.host),
                 "hub": answer("the hub", none) if self.hub_endpoint else None,
+                "models": {name: answer(f"the model {name}", none) for name in self.models},
             }
         )
         facts["nvidia"].setdefault("problems", []).extend(self.sources.problems)
+        if facts["clock"]:
+            # As late as can be: it is compared with when the facts arrive.
+            facts["clock"]["epoch"] = time.time()
         return facts
 
     def _owners(self, gpus: t.Sequence[Facts], docker: str | None, services: t.Mapping[str, int], root: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _host_deployed, _nvidia_probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _host, _host_deployed, _host_models, _nvidia_probe
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host_facts import HostFacts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._host_record import applied_facts, record_facts
@@ -33,10 +33,13 @@ def gather(
     images: t.Sequence[str] = (),
     hub_endpoint: str | None = None,
     hub_token: str | None = None,
+    models: t.Sequence[t.Any] = (),
+    model_root: str | None = None,
 ) -> dict[str, t.Any]:
     """What the module ``vllm_host_info`` returns."""
     layout = Layout(absolute_root(root))
-    more = HostFacts(resolve_runtime(runtime), paths, hub_endpoint or "", hub_token or "")
+    wanted = _host_models.wanted_models(models, model_root or "")
+    more = HostFacts(resolve_runtime(runtime), paths, hub_endpoint or "", hub_token or "", wanted)
     backend = make_backend(runtime, layout, user=user)
     services, published, problem = _running(backend)
     pids = {name: status.pid for name, status in services.items() if status.pid}

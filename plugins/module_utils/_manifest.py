@@ -276,6 +276,11 @@ def is_pickle(path: str) -> bool:
     return path.lower().endswith(PICKLES)
 
 
+def is_weights(path: str) -> bool:
+    """Whether an engine could load it, as tensors or as a pickle."""
+    return path.lower().endswith((*_WEIGHTS, *PICKLES))
+
+
 def without_pickles(entries: Sequence[Entry], allow: bool) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
     """The entries without pickles, and the paths of those. Raises FleetError where no other weights are left."""
     left_out = () if allow else tuple(entry.path for entry in entries if is_pickle(entry.path))

@@ -23,6 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import (
     parse_endpoint,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._hub_options import connection_argument_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import is_weights
 from ansible_collections.gpufleet.vllm.plugins.module_utils._model_config import (
     CONFIG_MAX,
     CONFIG_NAME,
@@ -118,21 +119,29 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     return {"changed": False, "models": models, "requests": client.requests}
 
 
+def empty_entry() -> dict[str, t.Any]:
+    """The entry of a model of which nothing is known."""
+    keys = ("commit", "source", "bytes_total", "artifact_bytes", "files", "config", "weights", "error")
+    return dict.fromkeys(keys)
+
+
 def describe(client: HubClient, item: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """The entry of one model. What is wrong with it or the hub is its ``error``."""
-    entry: dict[str, t.Any] = {
-        "commit": None,
-        "source": None,
-        "bytes_total": None,
-        "artifact_bytes": None,
-        "config": None,
-        "weights": None,
-        "error": None,
-    }
     try:
         files = _files(client, item)
-        entry.update(commit=files.commit, source=files.source)
-        entry["artifact_bytes"] = sum(one.size for one in files.entries.values())
+    except FleetError as exc:
+        return {**empty_entry(), "error": exc.as_result()}
+    return listed_entry(files)
+
+
+def listed_entry(files: Files) -> dict[str, t.Any]:
+    """The entry of a model whose files are listed."""
+    entry = empty_entry()
+    entry.update(commit=files.commit, source=files.source)
+    entry["artifact_bytes"] = sum(one.size for one in files.entries.values())
+    # What the engine would load: whether it is pickles is for the plan to say.
+    entry["files"] = sorted(name for name in files.entries if is_weights(name))[:SHARDS_MAX]
+    try:
         entry.update(read_model(files))
     except FleetError as exc:
         entry["error"] = exc.as_result()

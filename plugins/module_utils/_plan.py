@@ -31,7 +31,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_host import (
     plan_engine,
     plan_image_engine,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_memory import models_of, reckon, with_counts
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_memory import (
+    known_models,
+    models_of,
+    reckon,
+    with_counts,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import (
     bind_address,
     check_ports,
@@ -59,8 +64,9 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     """Resolve everything one host should run.
 
     ``facts`` is what the module ``vllm_host_info`` returned, with what is known of the models among them. The result is
-    plain data: ``device``, ``runtime``, ``engine``, ``services``, ``artifacts``, ``images``, ``findings`` and
-    ``skipped``, the codes that were turned off. With an error among the findings nothing may be changed on the host.
+    plain data: ``device``, ``runtime``, ``engine``, ``services``, ``artifacts``, ``images``, ``models``, ``findings``
+    and ``skipped``, the codes that were turned off. With an error among the findings nothing may be changed on the
+    host.
     """
     services, findings = parse_services(raw_services)
     nothing_to_run = not services and not findings
@@ -123,6 +129,7 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         "services": resolved,
         "artifacts": artifacts,
         "images": plan_images(resolved) if contained else [],
+        "models": known_models(services, models),
         "findings": [finding.as_dict() for finding in findings],
         "errors": len(errors(findings)),
         "skipped": skipped,

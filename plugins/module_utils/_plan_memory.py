@@ -36,6 +36,13 @@ def models_of(facts: t.Mapping[str, t.Any]) -> Models:
     return {name: entry for name, entry in models.items() if isinstance(entry, t.Mapping)}
 
 
+def known_models(services: t.Sequence[Service], models: Models) -> dict[str, dict[str, t.Any]]:
+    """What a plan says of its models: where they come from and how large they are."""
+    names = sorted({f"{service.model}@{service.revision}" for service in services})
+    keys = ("commit", "source", "bytes_total", "artifact_bytes", "error")
+    return {name: {key: models[name].get(key) for key in keys} for name in names if name in models}
+
+
 def model_entry(service: Service, models: Models) -> t.Any:
     """What is known of a service's model; None where nothing is."""
     return models.get(f"{service.model}@{service.revision}")

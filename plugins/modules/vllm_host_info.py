@@ -55,6 +55,18 @@ options:
       - The token whose validity the request to O(hub_endpoint) tells. It is sent to that endpoint alone, and never over
         plain http but to this machine.
     type: str
+  models:
+    description:
+      - Models whose configuration and weights are looked at, each with C(model) and optionally C(revision), C(path),
+        C(include) and C(exclude). A model that is complete at its path is read there. Else O(hub_endpoint) is asked,
+        for its listing and some hundred kilobytes.
+    type: list
+    elements: dict
+    default: []
+  model_root:
+    description:
+      - The directory under which the models without C(path) lie, each in a directory named like the model.
+    type: path
 seealso:
   - module: gpufleet.vllm.nvidia_info
   - module: gpufleet.vllm.vllm_plan
@@ -71,6 +83,8 @@ EXAMPLES = r"""
     images: ["vllm/vllm-openai:v0.33.0"]
     hub_endpoint: https://modelscope.cn
     hub_token: "{{ vllm_hub_token }}"
+    models: [{model: Qwen/Qwen2.5-VL-7B-Instruct}]
+    model_root: /data/models
   register: host
 
 - name: Show what throttles the GPUs, and how they are linked
@@ -281,6 +295,13 @@ gpu_reason:
   returned: success
   type: str
   sample: ""
+models:
+  description: >-
+    O(models) by C(OWNER/NAME@REVISION), each as RV(gpufleet.vllm.vllm_model_info#module:models) has it. V(null) for one
+    that gave no answer in time.
+  returned: success
+  type: dict
+  sample: {}
 nvidia:
   description: Everything else that M(gpufleet.vllm.nvidia_info) returns, with O(images) in C(container).
   returned: success
@@ -305,6 +326,8 @@ def main() -> None:
             "images": {"type": "list", "elements": "str", "default": []},
             "hub_endpoint": {"type": "str"},
             "hub_token": {"type": "str", "no_log": True},
+            "models": {"type": "list", "elements": "dict", "default": []},
+            "model_root": {"type": "path"},
         },
         supports_check_mode=True,
     )

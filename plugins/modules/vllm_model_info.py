@@ -98,6 +98,7 @@ models:
       source: hub
       bytes_total: 16584414680
       artifact_bytes: 16595981281
+      files: [model-00001-of-00005.safetensors]
       config: {"model_type": "qwen2_5_vl", "num_hidden_layers": 28}
       weights: {"exact": true, "total_bytes": 16584333312}
       error: null
@@ -116,6 +117,10 @@ models:
     artifact_bytes:
       description: Bytes of all files that would be fetched.
       type: int
+    files:
+      description: The files among them that an engine could load weights from.
+      type: list
+      elements: str
     config:
       description: The config.json without lists of tokens and the like.
       type: dict

@@ -151,6 +151,7 @@ def test_a_model_of_the_hub(shards):
     assert entry["weights"]["total_bytes"] == total
     assert entry["artifact_bytes"] == sum(map(len, files.values()))
     assert entry["bytes_total"] == sum(len(data) for name, data in files.items() if name.endswith(".safetensors"))
+    assert entry["files"] == sorted(name for name in files if name.endswith(".safetensors"))
     assert {path for path, _start, _end in hub.asked} == set(files) - {"README.md"}
     assert len(hub.asked) == len(files) - 1, "one request for each file"
     assert json.loads(json.dumps(entry)) == entry
