@@ -133,6 +133,10 @@ changelog-lint: dev-setup ## Lint the changelog fragments
 lock: ## Rewrite requirements/*.txt from the .in files (UPGRADE="name ..." or UPGRADE=all)
 	@sh tests/tools/lock.sh $(UPGRADE)
 
+.PHONY: flags
+flags: dev-setup ## Add a release to the table of vLLM's flags, read from its wheel (VLLM="0.34.0 ..." or VLLM=all)
+	@"$(VENV)/bin/python" tests/tools/vllm_flags.py $(if $(filter all,$(VLLM)),--all,$(VLLM))
+
 .PHONY: clean
 clean: ## Remove .venv, build/ and the tools' caches of this checkout
 	rm -rf .venv .ansible .cache .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build tests/output

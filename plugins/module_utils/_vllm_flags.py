@@ -205,20 +205,28 @@ class _Check:
     def flag(self, name: str, value: t.Any) -> list[Finding]:
         # --compilation-config.level 3 is one key of the JSON that the flag takes.
         bare, dotted, _key = name.partition(".")
-        found = self.table.options.get(f"--{bare}")
-        findings = []
-        if found is None:
-            found, finding = self._abbreviated(bare)
-            findings.append(finding)
+        found, findings = self._find(bare, value)
         if found is None:
             return findings
         if found.name in self.table.deprecated:
             findings.append(self._deprecated(found.name))
-        written = bare if f"--{bare}" in found.options else found.name
-        wrong = problem(found, written, value, bool(dotted))
+        wrong = problem(found, bare if f"--{bare}" in found.options else found.name, value, bool(dotted))
         if wrong:
             findings.append(self._wrong_value(found, name, value, wrong))
         return findings
+
+    def _find(self, name: str, value: t.Any) -> tuple[Flag | None, list[Finding]]:
+        exact = self.table.options.get(f"--{name}")
+        if exact and not (value is False and self._begun(f"--no-{name}")):
+            return exact, []
+        begun = self._begun(f"--no-{name}" if value is False else f"--{name}")
+        flags = {self.table.options[option].name: self.table.options[option] for option in begun}
+        if exact and exact.name in flags:
+            return exact, []
+        if len(flags) != 1:
+            return None, [self._unknown(name, begun)]
+        [flag] = flags.values()
+        return flag, [self._abbreviated(name, flag)]
 
     def _neighbours(self) -> list[Table]:
         """The series before, for a patch release older than the listed one; the series after for a newer one."""
@@ -237,16 +245,14 @@ class _Check:
 
     # ---- not in the list
 
-    def _abbreviated(self, name: str) -> tuple[Flag | None, Finding]:
+    def _begun(self, start: str) -> list[str]:
         """argparse takes the beginning of one option for the option."""
-        begun = sorted(option for option in self.table.options if option.startswith(f"--{name}"))
-        flags = {self.table.options[option].name: self.table.options[option] for option in begun}
-        if len(begun) == 1 or len(flags) == 1:
-            [flag] = flags.values()
-            seen = f"--{name} is taken for --{flag.name}, the only flag of {self.release} that begins so"
-            remedy = f"write {flag.name} under {self.where}: a later release may have another flag that begins so"
-            return flag, self.finding("plan.flag_abbreviated", INFO, seen, "flags written in full", remedy)
-        return None, self._unknown(name, begun)
+        return sorted(option for option in self.table.options if option.startswith(start))
+
+    def _abbreviated(self, name: str, flag: Flag) -> Finding:
+        seen = f"--{name} is taken for --{flag.name}, the only flag of {self.release} that begins so"
+        remedy = f"write {flag.name} under {self.where}: a later release may have another flag that begins so"
+        return self.finding("plan.flag_abbreviated", INFO, seen, "flags written in full", remedy)
 
     def _unknown(self, name: str, begun: t.Sequence[str]) -> Finding:
         option = f"--{name}"

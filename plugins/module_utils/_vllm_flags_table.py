@@ -182,7 +182,8 @@ generation-config; 0.8 text?; 0.9 text
 gpu-memory-utilization; 0.8 float; 0.31 float --device-memory-utilization
 grpc; 0.18 flag
 grpc-port; 0.32 int?
-guided-decoding-backend; 0.8 text : auto guidance lm-format-enforcer outlines xgrammar; 0.11 text; 0.12 -
+guided-decoding-backend; 0.8 text : auto guidance xgrammar; 0.9 text : auto guidance lm-format-enforcer outlines
+  xgrammar; 0.11 text; 0.12 -
 guided-decoding-disable-additional-properties; 0.9 bool; 0.11 text; 0.12 -
 guided-decoding-disable-any-whitespace; 0.9 bool; 0.11 text; 0.12 -
 guided-decoding-disable-fallback; 0.9 bool; 0.11 text; 0.12 -
@@ -498,7 +499,7 @@ device; 0.9 Device type for vLLM execution. This parameter is deprecated and wil
   will now be set automatically based on the current platform.; 0.10 -
 disable-cascade-attn; 0.32 --disable-cascade-attn is deprecated and has no effect since cascade attention has been
   removed. It will be removed in v0.33.0.
-disable-log-requests; 0.10 Disable logging requests.; 0.17 -
+disable-log-requests; 0.10 it is marked as deprecated; 0.17 -
 disable-mm-preprocessor-cache; 0.10 --disable-mm-preprocessor-cache is deprecated and will be removed in v0.13. Please
   use --mm-processor-cache-gb 0 instead.; 0.13 -
 enable-lora-bias; 0.10 Enable bias for LoRA adapters. This option will be removed in v0.12.0.; 0.11 -
@@ -532,8 +533,7 @@ override-pooler-config; 0.11 Use pooler_config instead. This field will be remov
   sooner. Should either be a valid JSON string or JSON keys passed individually.; 0.12 -
 qlora-adapter-name-or-path; 0.9 The --qlora-adapter-name-or-path has no effect, do not set it, and it will be removed
   in v0.10.0.; 0.10 -
-task; 0.10 The task to use the model for. If the model supports more than one model runner, this is used to select
-  which model runner to run. Note that the model may support other tasks using the same model runner.; 0.13 -
+task; 0.10 it is marked as deprecated; 0.13 -
 tokenizer-pool-extra-config; 0.8 This parameter is deprecated and will be removed in a future release. Passing this
   parameter will have no effect. Please remove it from your configurations.; 0.9 This parameter is deprecated and will
   be removed in a future release. Passing this parameter will have no effect. Please remove it from your

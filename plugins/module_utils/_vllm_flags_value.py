@@ -19,7 +19,7 @@ SECRET = re.compile(r"api-?key|hf-token|password|secret|credential")
 SIZE = re.compile(r"\d+(?:\.\d+)?[kmgt]|\d+[KMGT]")
 JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*")')
 JSON_SIZE = re.compile(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b")
-NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+NUMBER = re.compile(r"-\d+")
 WANTED = {
     "int": "a whole number",
     "float": "a number",
@@ -91,7 +91,8 @@ def problem(flag: Flag, written: str, value: t.Any, dotted: bool = False) -> Wro
     if flag.kind in ("bool", "flag"):
         return _without_value(flag, written, value)
     if dotted:
-        return None if flag.kind in ("json", "text") else (f"{_wanted(flag)}, and no key behind a dot", "")
+        takes = flag.kind in ("json", "text") and not flag.choices
+        return None if takes else (f"{_wanted(flag)}, and no key behind a dot", "")
     if value is True:
         return None if flag.values in ("?", "*") else (f"{_wanted(flag)}; the flag needs a value", "")
     if value is False:
@@ -108,7 +109,7 @@ def _wanted(flag: Flag) -> str:
 
 
 def _without_value(flag: Flag, written: str, value: t.Any) -> Wrong:
-    if value is True:
+    if value is True or (isinstance(value, (list, tuple)) and not value):
         return None
     if value is not False:
         return "true or false: the flag takes no value", ""

@@ -134,9 +134,9 @@ def deprecation(name: str, entry: Mapping[str, Any], messages: Iterable[str]) ->
     if not (entry.get("deprecated") or start or inside or said):
         return ""
     text = said or (inside.group(0).lstrip(". ") if inside else help_text)
+    text = re.sub(r"^[\[(]?deprecated[\])]?:?\s+", "", text, flags=re.IGNORECASE).replace("`", "")
     if not re.search(r"deprecated|removed|no effect|instead", text, re.IGNORECASE):
         text = "it is marked as deprecated"
-    text = re.sub(r"^[\[(]?deprecated[\])]?:?\s+", "", text, flags=re.IGNORECASE).replace("`", "")
     return textwrap.shorten(text, 240, placeholder=" ...")
 
 

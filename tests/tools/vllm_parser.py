@@ -285,7 +285,11 @@ def main(arguments: list[str]) -> int:
         sys.meta_path.append(_Missing())
         # No device is found here, and a configuration wants the name of one.
         importlib.import_module("vllm.platforms.interface").UnspecifiedPlatform.device_type = "cuda"
-    parser = build()
+    try:
+        parser = build()
+    finally:
+        for name, why in sorted(failed.items()):
+            print(f"{name} was not executed to its end: {why}", file=sys.stderr)
     module = importlib.import_module("vllm.version")
     answer = {
         "version": module.__version__,
