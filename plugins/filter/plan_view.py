@@ -24,9 +24,8 @@ options:
     type: dict
     default: {}
   models:
-    description: RV(gpufleet.vllm.vllm_model_info#module:models), where the models were asked for.
+    description: RV(gpufleet.vllm.vllm_model_info#module:models); by default C(models) of O(facts).
     type: dict
-    default: {}
   artifacts:
     description: RV(gpufleet.vllm.vllm_artifacts#module:results) of a run in check mode, if there was one.
     type: list

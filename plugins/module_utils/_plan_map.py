@@ -67,6 +67,20 @@ def clip(text: t.Any, width: int, charset: Charset = UTF8) -> str:
     return kept + charset.dots
 
 
+def clip_start(text: t.Any, width: int, charset: Charset = UTF8) -> str:
+    """The same from the other side: the end of a path tells more than its beginning."""
+    whole = clip(text, 10**6, charset)
+    if cells(whole) <= width:
+        return whole
+    kept, used = "", len(charset.dots)
+    for char in reversed(whole):
+        used += cells(char)
+        if used > width:
+            break
+        kept = char + kept
+    return charset.dots + kept
+
+
 # --- one bar ---------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
     UTF8,
     Charset,
     clip,
+    clip_start,
     gib,
     islands_text,
     legend,
@@ -163,7 +164,7 @@ def _artifact_parts(view: View, charset: Charset, width: int) -> list[Part]:
     parts: list[Part] = [("  artifacts", None)]
     for one, (what, name, path) in zip(artifacts, rows):
         front = f"    {_padded(what, state)}  {_padded(clip(name, model, charset), model)}  "
-        line = front + clip(path, max(12, width - cells(front)), charset)
+        line = front + clip_start(path, max(12, width - cells(front)), charset)
         parts.append((line.rstrip(), "red" if one.get("failure") else "green" if one.get("bytes_to_fetch") else None))
         if one.get("failure"):
             parts.append((printable_lines(f"      {one['failure']}"), "red"))
@@ -173,9 +174,7 @@ def _artifact_parts(view: View, charset: Charset, width: int) -> list[Part]:
 
 
 def _model(artifact: t.Mapping[str, t.Any]) -> str:
-    commit = str(artifact.get("commit") or "")[:12]
-    revision = str(artifact.get("revision") or "")
-    version = revision if not commit or revision.startswith(commit) else f"{revision} ({commit})"
+    version = str(artifact.get("commit") or "")[:12] or str(artifact.get("revision") or "")
     return f"{artifact.get('model')} @ {version[:40]}"
 
 

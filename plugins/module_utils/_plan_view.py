@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import to_yaml
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_changes import flags_of, plan_changes
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_memory import models_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import lost_connection, unreachable_text
 
 # vLLM's own, since 0.21.
@@ -37,11 +38,12 @@ def plan_view(
 ) -> Data:
     """One host. ``artifacts`` are the results of a look at them (``vllm_artifacts`` in check mode), if there was one.
 
-    ``models`` is what ``vllm_model_info`` returned, ``failure`` why there is no plan.
+    ``models`` is what ``vllm_model_info`` returned, by default that among the facts. ``failure`` is why there is no
+    plan.
     """
     lost = lost_connection(dict(facts)) or next((text for text in map(lost_connection, artifacts) if text), "")
     looked = {path: one for one in _mappings(artifacts) for path in [_looked_path(one)] if path}
-    known = {**_mapping(models)}
+    known = {**(models_of(facts) if models is None else models)}
     for one in _mappings(plan.get("artifacts")):
         commit = _mapping(looked.get(str(one.get("path")))).get("commit")
         if commit:

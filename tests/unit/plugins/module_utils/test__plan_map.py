@@ -14,6 +14,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
     UTF8,
     bar,
     clip,
+    clip_start,
     island_ends,
     islands_text,
     legend,
@@ -163,6 +164,13 @@ def test_numbers() -> None:
 def test_clipping_counts_the_columns_of_a_terminal(text: str, width: int, expected: str) -> None:
     assert clip(text, width) == expected
     assert cells(clip(text, width)) <= width
+
+
+def test_a_path_keeps_its_end() -> None:
+    assert clip_start("/data/models/vlm/chat", 10) == "…/vlm/chat"
+    assert clip_start("/data/models/vlm/chat", 10, ASCII) == "...lm/chat"
+    assert clip_start("/chat", 10) == "/chat"
+    assert cells(clip_start("/data/模型模型", 6)) <= 6
 
 
 # --- sums

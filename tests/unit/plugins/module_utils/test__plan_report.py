@@ -53,7 +53,7 @@ def test_one_host_byte_for_byte() -> None:
         "    GPU 1  ????????????????????????????..  129.2 of 140.4 GiB  chat\n"
         "    GPU 2  ..............................    0.0 of 140.4 GiB  free\n"
         "  artifacts\n"
-        "    fetch 16.6 GB  acme/chat @ master (2e50b77b0eee)  /data/models/chat\n"
+        "    fetch 16.6 GB  acme/chat @ 2e50b77b0eee  /data/models/chat\n"
         "  changes\n"
         "    + chat  starts    it is not there yet\n"
         "\n"
