@@ -107,7 +107,8 @@ def _vision(read: Reader, top: Reader) -> Tower:
         positions=positions,
         merge=merge,
         patch=patch,
-        frames=QWEN_FRAMES if pixel_based else 1,
+        # Later ones bound a whole video like one image.
+        frames=QWEN_FRAMES if model_type.startswith(("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni")) else 1,
         out_hidden=read.count(("out_hidden_size",), 0, _WIDTH_MAX, default=0),
     )
 

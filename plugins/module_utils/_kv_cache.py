@@ -56,7 +56,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Cache:
-    """The cache of one GPU. A request takes blocks from one pool; ``block_bytes`` is the size of one of them."""
+    """The cache of one GPU. A request takes blocks from one pool; ``block_bytes`` is the size of one of them.
+
+    ``state_blocks`` is what a layer without a growing cache takes: one for the state, and one that prefix caching keeps
+    of the past (``mamba_cache_mode`` align).
+    """
 
     groups: tuple[Group, ...]
     group_layers: int
@@ -65,6 +69,7 @@ class Cache:
     window: int
     chunk: int
     cross_tokens: int = 0
+    state_blocks: int = 2
 
     @property
     def block_bytes(self) -> int:
@@ -122,7 +127,7 @@ class Cache:
 
     def _group_blocks(self, group: Group, length: int, in_flight: int) -> int:
         if group.kind == STATE:
-            return 2  # one for the state, one that prefix caching keeps of the past (mamba_cache_mode align)
+            return self.state_blocks
         tokens = self._tokens_of_block(group)
         if group.kind == SLIDING:
             return -(-min(self.window - 1 + in_flight, length) // tokens) + 1
@@ -180,6 +185,7 @@ def cache_of(
     dtype: str = "auto",
     cross_tokens: int = 0,
     block_tokens: int = BLOCK_TOKENS,
+    prefix_caching: bool = True,
 ) -> Cache:
     """The cache of one GPU that runs ``layers`` (their numbers)."""
     last = model.layers - model.shared_kv_layers  # later layers read the cache of earlier ones
@@ -208,6 +214,7 @@ def cache_of(
         window=model.window,
         chunk=model.chunk,
         cross_tokens=cross_tokens,
+        state_blocks=2 if prefix_caching else 1,
     )
 
 

@@ -66,6 +66,7 @@ class Demand:
     enforce_eager: bool = False
     kv_cache_memory_bytes: int | None = None
     block_size: int = _kv_cache.BLOCK_TOKENS
+    prefix_caching: bool = True
     limits: t.Mapping[str, int] = field(default_factory=dict)
     max_pixels: int = 0
     encoder_data_parallel: bool = False
@@ -288,6 +289,7 @@ def _stage(model: Model, demand: Demand, stage: int, layers: range) -> Sizing:
         demand.kv_cache_dtype,
         cross_tokens=batched if model.encoder_decoder else 0,
         block_tokens=demand.block_size,
+        prefix_caching=demand.prefix_caching,
     )
     fixed = dict(_weight_rows(model, demand, weights, layers, first, last))
     weights_bytes = sum(fixed.values())

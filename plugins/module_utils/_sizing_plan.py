@@ -100,6 +100,7 @@ def demand_of(
         max_num_seqs=_whole(flags.get("max-num-seqs")),
         enforce_eager=flags.get("enforce-eager") is True,
         kv_cache_memory_bytes=_whole(flags.get("kv-cache-memory-bytes")),
+        prefix_caching=flags.get("enable-prefix-caching") is not False,
         limits=_limits(flags.get("limit-mm-per-prompt")),
         max_pixels=_pixels(flags.get("mm-processor-kwargs")),
         encoder_data_parallel=flags.get("mm-encoder-tp-mode") == "data",

@@ -110,14 +110,41 @@ def test_layers_of_two_kinds_share_a_pool():
     assert near.group_layers == 13
 
 
+def qwen35(**changes):
+    """The attention of Qwen3.5 on Qwen3-Next's other values: 8 of 32 layers are full, the state is kept in float32."""
+    shape = {"num_hidden_layers": 32, "num_key_value_heads": 4, "mamba_ssm_dtype": "float32"}
+    return model("qwen3-next-80b-a3b", **{**shape, **changes})
+
+
 def test_hybrid_blocks_are_as_large_as_a_state():
-    """What vLLM logs for Qwen3.5-27B with a cache in FP8: "Setting attention block size to 1568 tokens to ensure that
-    attention page size is >= mamba page size", "Padding mamba page size by 0.13%"."""
-    shape = {"linear_num_key_heads": 16, "linear_num_value_heads": 48, "mamba_ssm_dtype": "float32"}
-    hybrid = cache("qwen3-next-80b-a3b", dtype="fp8", num_key_value_heads=4, **shape)
-    assert hybrid.block_tokens == 1568
-    state = max(group.state_bytes for group in hybrid.groups)
-    assert hybrid.page_bytes / state == pytest.approx(1.0013, abs=0.0001)
+    """What vLLM logs for Qwen3.5-9B: "Setting attention block size to 528 tokens to ensure that attention page size is
+    >= mamba page size", "Padding mamba page size by 0.76%"; for the 27B with a cache in FP8: 1568 tokens, 0.13%."""
+    for read, dtype, tokens, padding in (
+        (qwen35(), "auto", 528, 1.0076),
+        (qwen35(linear_num_value_heads=48), "fp8", 1568, 1.0013),
+    ):
+        hybrid = cache_of(read, range(read.layers), 1, dtype)
+        assert hybrid.block_tokens == tokens
+        state = max(group.state_bytes for group in hybrid.groups)
+        assert hybrid.page_bytes / state == pytest.approx(padding, abs=0.0001)
+
+
+def test_hybrid_requests_as_vllm_counts_them():
+    """Two published logs without prefix caching. Qwen3.5-9B: "Available KV cache memory: 20.27 GiB", "Maximum
+    concurrency for 262,144 tokens per request: 2.52x"; Qwen3.5-4B: 11.11 GiB, 137.80x for 1,024 tokens."""
+    hybrid = cache_of(qwen35(), range(32), 1, prefix_caching=False)
+    assert hybrid.concurrency(int(20.27 * GIB), 262144, 0) == pytest.approx(2.52, abs=0.01)
+    assert hybrid.concurrency(int(11.11 * GIB), 1024, 0) == pytest.approx(137.80, abs=0.005)
+    kept = cache_of(qwen35(), range(32), 1)
+    assert kept.blocks(1024, 0) == hybrid.blocks(1024, 0) + 3
+
+
+def test_padded_groups_as_vllm_counts_them():
+    """A published log of Gemma-3-27B: "Available KV cache memory: 109.86 GiB", "Add 8 padding layers", num_gpu_blocks
+    89994, "Maximum concurrency for 4,096 tokens per request: 50.05x"."""
+    gemma = cache("gemma-3-27b")
+    assert int(109.86 * GIB) // gemma.block_bytes == pytest.approx(89994, abs=5)
+    assert gemma.concurrency(int(109.86 * GIB), 4096, 8192) == pytest.approx(50.05, abs=0.01)
 
 
 def test_a_state_is_cut_and_does_not_grow():

@@ -149,6 +149,8 @@ def test_encoders():
     assert (vision.layers, vision.hidden, vision.heads, vision.gated) == (32, 1280, 16, True)
     assert vision.tokens == 16384, "12,845,056 pixels of 28 x 28"
     assert model("qwen2.5-vl-7b", image_processor={"max_pixels": 1003520}).towers[0].tokens == 1280
+    later = model("qwen2.5-vl-7b", model_type="qwen3_vl").towers[0]
+    assert (vision.frames, later.frames) == (14, 1)
     gemma = model("gemma-3-27b").towers[0]
     assert (gemma.positions, gemma.tokens, gemma.frames) == (4096, 256, 1)
     whisper = model("whisper-large-v3-turbo")

@@ -76,6 +76,7 @@ def test_flags_of_a_service():
             "mm-encoder-tp-mode": "data",
             "skip-mm-profiling": True,
             "block-size": 32,
+            "enable-prefix-caching": False,
         },
         tensor_parallel=4,
         cards_memory=[L40S, L40S - GIB],
@@ -96,6 +97,7 @@ def test_flags_of_a_service():
         enforce_eager=True,
         kv_cache_memory_bytes=2 * GIB,
         block_size=32,
+        prefix_caching=False,
         limits={"image": 4, "video": 0},
         max_pixels=1003520,
         encoder_data_parallel=True,
@@ -273,7 +275,7 @@ def test_the_fewest_cards_that_serve_the_whole_context():
 def test_a_shorter_context_where_no_number_of_cards_serves_the_whole():
     proposal = propose(model("llama-3.1-8b"), [24 * GIB])
     assert proposal.tensor_parallel_size == 1
-    assert proposal.max_model_len == 47104
+    assert proposal.max_model_len == 45056
     assert proposal.sizing.fits
     vision = propose(model("qwen2.5-vl-7b"), [24 * GIB])
     assert vision.sizing.fits
