@@ -31,7 +31,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     mapping,
     service_name,
     services,
-    setting,
     size,
     text,
     texts,
@@ -64,20 +63,20 @@ class Need(t.NamedTuple):
     estimate: bool = False
 
 
-def model_root(context: Context) -> str:
-    return text(setting(context, "vllm_model_root"))
-
-
 def artifacts(context: Context) -> list[Map]:
     return items(mapping(context.plan).get("artifacts"))
 
 
+def _model(artifact: Map, context: Context) -> Map:
+    """What was read of the artifact's model before the plan."""
+    key = f"{text(artifact.get('model'))}@{text(artifact.get('revision'))}"
+    return mapping(mapping(mapping(context.plan).get("models")).get(key))
+
+
 def artifact_bytes(artifact: Map, context: Context) -> int | None:
     """The size of an artifact where the plan or the model's own data tells it."""
-    key = f"{text(artifact.get('model'))}@{text(artifact.get('revision'))}"
-    models = mapping(mapping(context.plan).get("models")) or mapping(setting(context, "models"))
-    for source in (artifact, mapping(models.get(key))):
-        for name in ("artifact_bytes", "size_bytes", "bytes_total", "bytes"):
+    for source in (artifact, _model(artifact, context)):
+        for name in ("artifact_bytes", "bytes_total"):
             found = whole(source.get(name))
             if found is not None and found >= 0:
                 return found
@@ -85,15 +84,15 @@ def artifact_bytes(artifact: Map, context: Context) -> int | None:
 
 
 def is_there(artifact: Map, context: Context) -> bool:
-    """Whether the host ran from this artifact already, or the plan knows it to be there."""
-    if artifact.get("present") is True or artifact.get("fetch") is False:
+    """Whether the artifact is complete on the host already, or the host was deployed with it."""
+    if _model(artifact, context).get("source") == "artifact":
         return True
-    recorded = mapping(dig(context.facts, "record", "services"))
+    facts = mapping(context.facts)
+    known = items(dig(facts, "deployed", "artifacts"))
+    for document in ("deployed", "record"):
+        known += items(list(mapping(dig(facts, document, "services")).values()))
     same = ("model", "revision", "path")
-    return any(
-        all(text(mapping(entry).get(key)) == text(artifact.get(key)) != "" for key in same)
-        for entry in recorded.values()
-    )
+    return any(all(text(entry.get(key)) == text(artifact.get(key)) != "" for key in same) for entry in known)
 
 
 def to_fetch(context: Context) -> list[Map]:

@@ -77,7 +77,7 @@ def test_a_healthy_fleet_has_no_finding() -> None:
     assert (report.findings, report.unknown) == ([], [])
 
 
-CPU_HOST = {
+CPU_HOST: dict[str, t.Any] = {
     "gpus": [],
     "gpu_reason": "nvidia-smi was not found",
     "nvidia": {
@@ -134,11 +134,12 @@ def _small() -> dict[str, t.Any]:
     return {"facts": facts, "plan": copy.deepcopy(PLAN), "settings": dict(SETTINGS), "now": NOW}
 
 
-PATHS = [path for path in _paths(_small()) if path]
+SMALL, HEALTHY = _small(), host()
+PATHS = [path for path in _paths(SMALL) if path]
 
 
 def _with(changes: t.Iterable[tuple[tuple[t.Any, ...], t.Any]]) -> Context:
-    trees = _small()
+    trees = copy.deepcopy(SMALL)
     for path, value in changes:
         place: t.Any = trees
         try:
@@ -155,7 +156,7 @@ def _stands(context: Context) -> None:
     for rule in RULES:
         _is_verdict(rule.code, rule.check(context))
     for fleet_rule in FLEET:
-        verdict = fleet_rule.check([context, host()])
+        verdict = fleet_rule.check([context, HEALTHY])
         pairs = verdict if isinstance(verdict, list) else []
         _is_verdict(fleet_rule.code, [failure for _hosts, failure in pairs] if pairs else verdict)
 

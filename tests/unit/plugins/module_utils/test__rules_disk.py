@@ -19,7 +19,7 @@ RAN = {
         "whisper": {key: ARTIFACTS[1][key] for key in ("model", "revision", "path")},
     }
 }
-FIRST: dict[str, t.Any] = {"record": None}
+FIRST: dict[str, t.Any] = {"record": None, "deployed": None}
 SIZES = "plan>artifacts>*>artifact_bytes"
 BARE: dict[str, t.Any] = {
     "plan>runtime": "systemd",
@@ -30,13 +30,19 @@ LOCAL = {"device": 1, "path": "/data/models", "mount": "/data", "type": "ext4", 
 CASES = [
     passes("disk.space"),
     passes("disk.space", {f"{DATA}>free_bytes": GIB, "record": RAN}),
-    passes("disk.space", {f"{DATA}>free_bytes": GIB, "plan>artifacts>*>present": True}),
+    passes("disk.space", {f"{DATA}>free_bytes": GIB, "record": None, "deployed>artifacts": ARTIFACTS}),
+    passes("disk.space", {f"{DATA}>free_bytes": GIB, "plan>models": {
+        f"{one['model']}@{one['revision']}": {"source": "artifact"} for one in ARTIFACTS}}),
     passes("disk.space", {f"{DOCKER}>free_bytes": GIB}),
     passes("disk.space", {f"{DATA}>free_bytes": GIB, "plan>services": [], "plan>artifacts": []}),
     fails("disk.space", "error", "10.0 GiB free on /data, and the deploy adds 69.0 GiB (Qwen/Qwen3-32B 66.0 GiB",
           {f"{DATA}>free_bytes": 10 * GIB, **FIRST}),
     # An older record does not tell what is there.
-    fails("disk.space", "warning", "10.0 GiB free", {f"{DATA}>free_bytes": 10 * GIB}),
+    fails("disk.space", "warning", "10.0 GiB free", {f"{DATA}>free_bytes": 10 * GIB, "record>services": {}}),
+    fails("disk.space", "error", "the deploy adds 71.0 GiB", {
+        SIZES: None, f"{DATA}>free_bytes": 10 * GIB, "plan>models": {
+        f"{one['model']}@{one['revision']}": {"source": "hub", "bytes_total": 1, "artifact_bytes": 71 * GIB // 2}
+        for one in ARTIFACTS}}),
     # Each alone fits.
     fails("disk.space", "error", "the deploy adds 93.4 GiB", {
         "filesystems": [{**LOCAL, "path": path, "free_bytes": 80 * GIB, "total_bytes": 99 * GIB}
