@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _vllm_flags_table
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, INFO, WARNING, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import parse_services, parse_setting
 from ansible_collections.gpufleet.vllm.plugins.module_utils._vllm_flags import (
@@ -39,6 +40,14 @@ def codes(arguments: dict[str, t.Any], version: str = "0.32.0") -> list[str]:
 
 
 # ---- the table
+
+
+def test_every_release_is_one_series_in_order_and_every_change_is_of_one_of_them() -> None:
+    names = [series(version) for version in known_versions()]
+    assert names == sorted(set(names), key=lambda name: int(name.partition(".")[2]))
+    for text in (_vllm_flags_table.FLAGS, _vllm_flags_table.DEPRECATED):
+        assert set(re.findall(r"; (\d+\.\d+) ", text.replace("\n ", ""))) <= set(names)
+    assert set(re.findall(r"[+-](\d+\.\d+)", _vllm_flags_table.ENVIRONMENT)) == set(names)
 
 
 def test_there_is_a_table_for_many_releases_and_each_is_of_a_plausible_size() -> None:
