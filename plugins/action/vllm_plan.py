@@ -48,6 +48,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "allow_public_bind": {"type": "bool", "default": False},
     "allow_pickle": {"type": "bool", "default": False},
     "repin": {"type": "raw", "default": []},
+    "skip": {"type": "list", "elements": "str", "default": []},
     "findings": {"type": "list", "elements": "dict", "default": []},
     "fail_on_errors": {"type": "bool", "default": True},
     "show": {"type": "bool", "default": True},
@@ -66,7 +67,7 @@ class ActionModule(ActionBase):
         if options["facts"].get("unreachable"):
             result.update(changed=False, failed=True, msg="The host was not reached, so nothing is planned or changed.")
             return result
-        settings = Settings(**{item.name: options[item.name] for item in fields(Settings) if item.name in options})
+        settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
         plan = make_plan(options["services"], settings, options["facts"])
         earlier = options["findings"]
         plan["findings"] = [*earlier, *plan["findings"]]

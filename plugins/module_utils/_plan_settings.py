@@ -51,7 +51,7 @@ class Settings:
     allow_public_bind: bool = False
     allow_pickle: bool = False
     repin: bool | str | t.Sequence[str] = field(default_factory=list)
-    skip: t.Sequence[str] = ()
+    skip: t.Sequence[str] = field(default_factory=list)
 
     def container(self, shm_size: str = "") -> _compose.Container:
         return _compose.Container(

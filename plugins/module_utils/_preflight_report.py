@@ -65,6 +65,8 @@ def host_result(report: HostReport, context: Context, added: t.Iterable[Finding]
     planned = [item for item in context.plan.get("findings") or [] if isinstance(item, t.Mapping)]
     findings = worst_first([*as_findings(planned), *added, *report.findings])
     data = {**report.as_dict(), "findings": [finding.as_dict() for finding in findings]}
+    off = context.plan.get("skipped")
+    data["skipped"] = sorted({*data["skipped"], *map(str, off if isinstance(off, list) else ())})
     return {**data, "counts": counts(data), "versions": versions(context.facts, context.plan)}
 
 

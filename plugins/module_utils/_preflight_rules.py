@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import (
     _rules_speed,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_skip import SKIPPABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import FleetRule, Rule, page_of
 
 SKIP_UNKNOWN = "preflight.skip_unknown"
@@ -50,7 +51,7 @@ def codes() -> list[str]:
 
 def check_skip(skip: t.Iterable[str]) -> list[Finding]:
     """One finding for each name that turns nothing off: a typo would leave a rule on, and nobody would know why."""
-    known = codes()
+    known = [*codes(), *sorted(SKIPPABLE)]
     return [_unknown_code(name, known) for name in dict.fromkeys(skip) if name not in known]
 
 
@@ -58,7 +59,7 @@ def _unknown_code(name: str, known: t.Sequence[str]) -> Finding:
     near = difflib.get_close_matches(name, known, 1)
     remedy = f"write {near[0]}" if near else "take the code from the table in docs/preflight.md, or leave it out"
     if name.startswith(("plan.", "service.")):
-        remedy = "leave it out, and correct what it says: findings of the plan cannot be turned off"
+        remedy = "leave it out, and correct what it says: this one of the plan cannot be turned off"
     return Finding(
         SKIP_UNKNOWN,
         WARNING,

@@ -188,6 +188,13 @@ options:
         cards that they were deployed on, and where such a card was replaced the plan has an error.
     type: raw
     default: []
+  skip:
+    description:
+      - Codes of findings that are turned off, such as V(plan.memory_short), an estimate. RV(plan) names under C(skipped)
+        those that were. Only judgements can be turned off. A code without which there is nothing that could be run stays.
+    type: list
+    elements: str
+    default: []
   findings:
     description:
       - Findings from before the plan, as RV(gpufleet.vllm.vllm_place#module:host_findings). They stand first among
@@ -242,6 +249,7 @@ EXAMPLES = r"""
     allow_public_bind: false
     allow_pickle: false
     repin: [whisper]
+    skip: [plan.memory_tight]
     findings: []
     fail_on_errors: true
     show: true
