@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT / "tests" / "tools"))
 
 import vllm_flags  # noqa: E402
 
+pytest.importorskip("pydantic", reason="vLLM's configuration is made of it, and requirements/dev.txt has it")
+
 # Files of vLLM 0.33.0, cut down to nineteen flags; what these need of torch and others is not there.
 RECORDED = ROOT / "tests" / "unit" / "plugins" / "module_utils" / "fixtures" / "vllm" / "sources-0.33.0.txt"
 
