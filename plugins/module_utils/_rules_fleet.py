@@ -214,15 +214,23 @@ def _shared(contexts: t.Sequence[Context], key: t.Callable[[Context], str]) -> d
     return {value: hosts for value, hosts in found.items() if len(set(hosts)) > 1}
 
 
-def _boot(context: Context) -> str:
-    return text(dig(context.facts, "boot", "id"))
+def _machine(context: Context) -> str:
+    """What two names for one machine share. Containers share the kernel's boot, and each has a name of its own."""
+    boot = text(dig(context.facts, "boot", "id"))
+    name = text(mapping(context.facts).get("hostname"))
+    return f"hostname {name}, boot id {boot}" if boot and name else ""
+
+
+def _deployed_to(context: Context) -> str:
+    """Below roots of their own, two deploys on one machine do not meet."""
+    machine, root = _machine(context), text(setting(context, "vllm_root"))
+    return f"{machine}, vllm_root {root}" if machine and root else machine
 
 
 @rule(
     "fleet.same_host", ERROR, "No host stands in the inventory twice",
-    "Two names for one machine make two deploys at once, which take each other's ports and GPUs (the kernel's boot "
-    "id is the "
-    "same).",
+    "Two names for one machine make two deploys at once, which take each other's ports and GPUs (the hostname, "
+    "the kernel's boot id and vllm_root are the same).",
 )  # fmt: skip
 def same_host(contexts: t.Sequence[Context]) -> FleetVerdict:
     if len(contexts) < 2:
@@ -231,15 +239,15 @@ def same_host(contexts: t.Sequence[Context]) -> FleetVerdict:
         (
             tuple(sorted(hosts)),
             Failure(
-                f"{listed(sorted(hosts))} are one machine (boot id {boot})",
+                f"{listed(sorted(hosts))} are one machine ({machine})",
                 "one name for each machine",
                 "delete all but one of them from the inventory (ansible-inventory --graph)",
             ),
         )
-        for boot, hosts in sorted(_shared(contexts, _boot).items())
+        for machine, hosts in sorted(_shared(contexts, _deployed_to).items())
     ]
-    silent = [context.host for context in contexts if not _boot(context)]
-    return Unknown(f"the boot id of {listed(silent, 4)} is not told") if silent and not found else found
+    silent = [context.host for context in contexts if not _machine(context)]
+    return Unknown(f"the hostname or the boot id of {listed(silent, 4)} is not told") if silent and not found else found
 
 
 @rule(
@@ -257,7 +265,7 @@ def duplicate_address(contexts: t.Sequence[Context]) -> FleetVerdict:
         for one in _addresses(context):
             by_address.setdefault(one, []).append(context)
     for one, group in by_address.items():
-        machines = {_boot(context) or context.host for context in group}
+        machines = {_deployed_to(context) or context.host for context in group}
         # Two names for one machine are another finding.
         if len(machines) > 1:
             found.setdefault(tuple(sorted({context.host for context in group})), []).append(one)

@@ -58,6 +58,11 @@ CASES = [
     passes("fleet.same_host"),
     passes("fleet.same_host", {}, OTHER),
     fails("fleet.same_host", "error", "gpu-01, gpu-02 are one machine", {}, {}),
+    # Containers of one machine, and two roots on it.
+    passes("fleet.same_host", {}, {"hostname": "gpu-02"}),
+    passes("fleet.same_host", {"settings>vllm_root": "/srv/a"}, {"settings>vllm_root": "/srv/b"}),
+    fails("fleet.same_host", "error", "vllm_root /srv/a", {"settings>vllm_root": "/srv/a"},
+          {"settings>vllm_root": "/srv/a"}),
     unknown("fleet.same_host", {}, {**OTHER, "boot": None}),
     passes("fleet.address"),
     passes("fleet.address", {}, OTHER),
