@@ -38,6 +38,24 @@ _NAMES: t.Mapping[str, str] = {
     "mlp": NONE,
 }
 _PATTERN: t.Mapping[str, str] = {"M": STATE, "*": FULL, "-": NONE, "E": NONE}
+# Encoders for embeddings and classes: nothing of the past is kept.
+_ENCODERS = frozenset(
+    {
+        "albert",
+        "bert",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "gte",
+        "jina_bert",
+        "modernbert",
+        "mpnet",
+        "new",
+        "nomic_bert",
+        "roberta",
+        "xlm-roberta",
+    }
+)
 _SLIDING_PATTERNS: t.Mapping[str, int] = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4}
 
 
@@ -61,7 +79,8 @@ def layer_kinds(text: Reader, model_type: str, layers: int) -> tuple[tuple[str, 
     chunk = text.count(("attention_chunk_size",), 0, 2**31, default=0)
     if not text.flag("use_sliding_window", True):
         window = 0
-    kinds = _named(text, layers) or _derived(text, model_type, layers, window, chunk)
+    kinds = () if model_type in _ENCODERS else _named(text, layers)
+    kinds = kinds or _derived(text, model_type, layers, window, chunk)
     if not window:
         kinds = tuple(FULL if kind == SLIDING else kind for kind in kinds)
     if not chunk:
@@ -91,6 +110,8 @@ def _named(text: Reader, layers: int) -> tuple[str, ...]:
 
 def _derived(text: Reader, model_type: str, layers: int, window: int, chunk: int) -> tuple[str, ...]:
     """The kinds where the model's code knows them and the config has a number at most."""
+    if model_type in _ENCODERS:
+        return (NONE,) * layers
     if model_type in ("mamba", "mamba2", "falcon_mamba"):
         return (STATE,) * layers
     if text.values.get("linear_num_value_heads") is not None:

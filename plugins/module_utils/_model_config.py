@@ -170,7 +170,7 @@ def read_config(document: object) -> Model:
     heads = text.count(("num_attention_heads", "n_head", "n_heads"), 0, 65536, default=0)
     mla = _mla(text, model_type)
     kinds, window, chunk = layer_kinds(text, model_type, layers)
-    if heads == 0 and any(kind != "state" for kind in kinds):
+    if heads == 0 and any(kind not in ("state", "none") for kind in kinds):
         raise bad_config("num_attention_heads", None, "the number of attention heads")
     return Model(
         architecture=_architecture(top),
@@ -325,11 +325,15 @@ def _quantization(top: Reader, text: Reader) -> Quantization | None:
         bits = bits or weights.count(("num_bits",), 1, 32, default=0)
         group = group or weights.number("group_size", -1, _WIDTH_MAX, 0)
         shape = shape or weights.values.get("block_structure")
-    if isinstance(shape, list) and len(shape) == 2 and all(type(side) is int and 0 < side <= 65536 for side in shape):
+    if isinstance(shape, list) and len(shape) == 2 and all(_is_side(side) for side in shape):
         block = (shape[0], shape[1])
     if not bits:
         bits = 4 if "fp4" in method or read.flag("load_in_4bit", False) else 8
     return Quantization(method, bits, max(0, int(group)), block)
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 65536
 
 
 def _compressed_weights(read: Reader) -> Reader | None:

@@ -18,7 +18,7 @@ import re
 import typing as t
 from dataclasses import dataclass, replace
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils._config_reader import Reader
+from ansible_collections.gpufleet.vllm.plugins.module_utils._config_reader import Reader, bad_config
 
 if t.TYPE_CHECKING:
     from ansible_collections.gpufleet.vllm.plugins.module_utils._config_towers import Tower
@@ -26,6 +26,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.gpufleet.vllm.plugins.module_utils._safetensors import Tensor
 
 _BYTES_MAX = 2**60
+_LAYERS_MAX = 4096
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 _TOWER = re.compile(
@@ -105,8 +106,10 @@ def weights_of(values: object) -> Weights:
     """What :meth:`Weights.as_dict` wrote. Raises FleetError for anything else."""
     read = Reader(values, "weights.")
     rows = read.values.get("layers")
+    if not isinstance(rows, list) or len(rows) > _LAYERS_MAX:
+        raise bad_config("weights.layers", None, f"a list of at most {_LAYERS_MAX} layers")
     layers = []
-    for row in rows if isinstance(rows, list) else []:
+    for row in rows:
         one = Reader(
             dict(zip(("split", "key_value", "whole"), row)) if isinstance(row, list) else row, "weights.layers."
         )

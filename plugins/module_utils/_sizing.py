@@ -175,7 +175,7 @@ def model_of(entry: object) -> Model:
         raise _no_entry("it is no mapping")
     error = entry.get("error")
     if isinstance(error, dict):
-        raise FleetError(*(str(error.get(key) or "") for key in ("code", "seen", "expected", "remedy")))
+        raise FleetError(*(_clean(error.get(key)) for key in ("code", "seen", "expected", "remedy")))
     model = read_config(entry.get("config"))
     if isinstance(entry.get("weights"), dict):
         weights = _model_weights.weights_of(entry["weights"])
@@ -378,6 +378,12 @@ def gib(size_bytes: float) -> str:
 
 def _line(label: str, size_bytes: int, note: str) -> str:
     return f"{label:<28}{size_bytes / GIB:>9,.2f} GiB  {note}".rstrip()
+
+
+def _clean(value: object) -> str:
+    """Words of a host, fit for a table: one line without control characters."""
+    text = value if isinstance(value, str) else ""
+    return "".join(char if char.isprintable() else " " for char in text[:600]).strip()
 
 
 def _no_entry(why: str) -> FleetError:

@@ -15,6 +15,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._config_reader impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils._config_towers import largest_item
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._model_config import read_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import size
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import propose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +138,25 @@ def test_what_a_config_leaves_to_its_class():
     assert small.max_length == 131072, "the factor of rope_scaling is in it already"
     assert not model("llama-3.1-8b").tied
     assert model("whisper-large-v3").tied
+
+
+def test_an_encoder_for_embeddings_keeps_nothing():
+    bert = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 6,
+        "max_position_embeddings": 512,
+        "vocab_size": 30522,
+    }
+    read = read_config(bert)
+    assert set(read.kinds) == {"none"}
+    sizing = size(read, memory_total_bytes=24 * 2**30)
+    assert sizing.fits
+    assert (sizing.kv_request_bytes, sizing.kv_bytes_per_token, sizing.max_len_fitting) == (0, 0, 512)
+    assert propose(read, [24 * 2**30]).gpu_memory_utilization < 0.1
 
 
 def test_the_length_with_rope_scaling():

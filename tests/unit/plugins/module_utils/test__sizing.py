@@ -314,6 +314,12 @@ def test_an_entry_with_an_error_raises_it():
     with pytest.raises(FleetError) as caught:
         model_of({"config": None, "error": error})
     assert caught.value.as_result() == error
+    error["seen"] = "red \x1b[31m\n" + "x" * 10_000
+    with pytest.raises(FleetError) as caught:
+        model_of({"error": {**error, "remedy": 7}})
+    assert caught.value.seen.startswith("red  [31m x")
+    assert len(caught.value.seen) < 700
+    assert caught.value.remedy == ""
 
 
 # ---- what holds for every model
@@ -383,3 +389,55 @@ def test_never_negative_and_always_a_sum(name, parallel, stages, memory, share, 
     assert sizing.max_len_fitting >= 0
     assert json.loads(json.dumps(sizing.as_dict()))
     assert sizing.as_table()
+
+
+# ---- the documentation
+
+PAGE = Path(__file__).parents[4].joinpath("docs", "sizing.md").read_text(encoding="utf-8")
+CARDS = {"L40S": 44.42, "H100": 79.19, "H200": 139.8}
+FILES = {
+    "Whisper large-v3-turbo": "whisper-large-v3-turbo",
+    "Qwen3-235B-A22B-FP8": "qwen3-235b-a22b-fp8",
+    "Qwen2.5-VL-7B, no video": "qwen2.5-vl-7b",
+}
+
+
+def documented():
+    """The rows of the worked table."""
+    lines = PAGE.partition("## Worked")[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [row for row in rows if " x " in row[1]]
+
+
+@pytest.mark.parametrize("row", documented(), ids=lambda row: f"{row[0]}, {row[1]}, {row[2]}")
+def test_the_table_of_the_page_is_what_is_reckoned(row):
+    name, gpus, length, *figures = row
+    count, card = gpus.split(" x ")
+    sizing = size(
+        model(FILES.get(name, name.lower())),
+        tensor_parallel=int(count),
+        memory_total_bytes=int(CARDS[card] * GIB),
+        gpu_name=card,
+        max_model_len=int(length.replace(",", "")),
+        limits={"video": 0} if "no video" in name else {},
+    )
+    rows = dict(sizing.rows)
+    peaks = sum(rows.get(label, 0) for label in (ACTIVATIONS, ENCODER_PEAK, WORKSPACE, GRAPHS))
+    reckoned = [
+        f"{sizing.weights_bytes / GIB:.2f}",
+        f"{peaks / GIB:.2f}",
+        f"{sizing.kv_bytes_per_token / 1024:.1f}",
+        f"{sizing.kv_request_bytes / GIB:.2f}",
+        f"{sizing.kv_available_bytes / GIB:.2f}",
+        f"{sizing.concurrency:.1f}",
+    ]
+    assert figures == reckoned
+
+
+def test_the_sum_of_the_page_is_what_is_printed():
+    sizing = size(
+        model("qwen2.5-vl-7b"), memory_total_bytes=int(44.42 * GIB), gpu_name="NVIDIA L40S", max_model_len=32000
+    )
+    assert len(documented()) >= 14
+    for line in replace(sizing, exact_weights=True).as_table().splitlines():
+        assert line in PAGE
