@@ -223,7 +223,7 @@ def _left(state: HostState, members: t.Iterable[int], cards: t.Collection[int]) 
 
 def holds_together(state: HostState, want: Want, cards: t.Collection[int]) -> bool:
     """Whether these cards have the wished link; also where that is not known."""
-    if not want.link:
+    if not want.link or len(cards) < 2:
         return True
     groups = state.groups(want.link)
     return groups is None or any(set(cards) <= set(group) for group in groups)
