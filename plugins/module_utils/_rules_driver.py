@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     label,
     listed,
     mapping,
+    number,
     nvidia,
     of_cards,
     on_gpus,
@@ -259,10 +260,10 @@ def branch_ended(context: Context) -> Verdict:
         return Unknown("the driver's version is not told")
     if have > max(BRANCHES):
         return Unknown(f"branch R{have} is newer than the collection's table")
-    last = BRANCHES.get(have)
-    if last and context.now is None:
+    last, now = BRANCHES.get(have), number(context.now)
+    if last and now is None:
         return Unknown("the controller's time is not told")
-    if last and context.now is not None and context.now <= _month_end(*last):
+    if last and now is not None and now <= _month_end(*last):
         return None
     ended = f"ended in {last[0]}-{last[1]:02d}" if last else "has ended, or was a short-lived feature branch"
     seen = f"driver {text(nvidia(context).get('driver_version'))}: branch R{have} {ended}"

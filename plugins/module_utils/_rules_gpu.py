@@ -66,7 +66,7 @@ TELLS_RECOVERY = 565
 
 def _expected(value: t.Any) -> tuple[int | None, list[str]]:
     """``vllm_expected_gpus`` as a count, and the UUIDs where it names them."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 6:
         value = int(value)
     if isinstance(value, (list, tuple)):
         return len(value), [item for item in value if isinstance(item, str) and item.startswith("GPU-")]
@@ -80,8 +80,10 @@ def _expected(value: t.Any) -> tuple[int | None, list[str]]:
 )  # fmt: skip
 def missing(context: Context) -> Verdict:
     count, uuids = _expected(setting(context, "vllm_expected_gpus"))
-    if count is None or not on_gpus(context):
+    if not on_gpus(context) or setting(context, "vllm_expected_gpus") in (None, ""):
         return None
+    if count is None:
+        return Unknown("vllm_expected_gpus is neither a number nor a list of UUIDs")
     if not isinstance(mapping(context.facts).get("gpus"), list):
         return Unknown("the GPUs of the host are not told")
     there = cards(context)

@@ -329,7 +329,8 @@ def services_unknown(context: Context) -> Verdict:
     problem = mapping(context.facts).get("services_problem")
     if not isinstance(problem, str):
         return Unknown("whether the state of services could be read is not told")
-    if not problem:
+    # A Docker that does not answer is a finding of the plan.
+    if not problem or (contained(context) and docker(context).get("running") is False):
         return None
-    remedy = "run as root (become: true), and see that the process manager answers: systemctl status docker"
-    return [Failure(problem.rstrip("."), "the state of each service", remedy)]
+    remedy = "run as root (become: true), and see that the process manager answers: systemctl status"
+    return [Failure(problem.partition(" Expected:")[0].rstrip("."), "the state of each service", remedy)]

@@ -28,7 +28,8 @@ def process(pid: int = 4242, used: int | None = 40 * GIB, **more: t.Any) -> dict
 CASES = [
     passes("gpu.missing"),
     passes("gpu.missing", {"settings>vllm_expected_gpus": DROP}),
-    passes("gpu.missing", {"settings>vllm_expected_gpus": "nonsense"}),
+    passes("gpu.missing", {"settings>vllm_expected_gpus": ""}),
+    unknown("gpu.missing", {"settings>vllm_expected_gpus": "eight"}),
     passes("gpu.missing", {"settings>vllm_expected_gpus": "4"}),
     passes("gpu.missing", NO_CARDS),
     fails("gpu.missing", "error", "7 GPU(s)", {"gpus": FACTS["gpus"][:7]}),

@@ -88,7 +88,8 @@ CASES = [
     fails("host.apparmor", "info", "Docker does not use it", {f"{DOCKER}>security_options": ["name=seccomp"]}),
     unknown("host.apparmor", {"apparmor": None}),
     passes("host.services_unknown"),
-    fails("host.services_unknown", "warning", "permission denied", {"services_problem": "docker: permission denied."}),
+    passes("host.services_unknown", {"services_problem": "no answer", f"{DOCKER}>running": False}),
+    fails("host.services_unknown", "warning", "permission denied", {"services_problem": "docker: permission denied. Expected: the right to. Remedy: none"}),
     unknown("host.services_unknown", {"services_problem": DROP}),
 ]  # fmt: skip
 
