@@ -131,8 +131,8 @@ def _journal(run: Runner, find: Find) -> list[Xid] | None:
         return None
     command = [path, "-k", "-b", "-o", "short-unix", "--no-pager", "-n", str(_MOST_XIDS), "--grep", "NVRM: Xid"]
     end = run(command, QUICK_SECONDS)
-    # Status 1 means that nothing matched, and also that it cannot search; only the latter says so.
-    if end.timed_out or end.rc not in (0, 1) or _UNREADABLE.search(end.err) or "pattern matching" in end.err:
+    # Status 1 means that nothing matched, and also that it cannot search (systemd before 237); only the latter says so.
+    if end.timed_out or end.rc not in (0, 1) or (end.rc == 1 and end.err.strip()) or _UNREADABLE.search(end.err):
         return None
     return parse_xids(end.out[-_MOST_BYTES:])
 
@@ -250,16 +250,16 @@ def _running(reader: Reader, name: str) -> bool | None:
 
 def daemons(run: Runner, reader: Reader, find: Find) -> tuple[FabricManager, bool | None]:
     """Fabric Manager, and whether the persistence daemon runs."""
-    programs = {name: find(name) for name in (_FABRIC_MANAGER, _PERSISTENCED)}
     units = ["nvidia-fabricmanager", _PERSISTENCED]
     active: list[bool | None] = [None, None]
     systemctl = find("systemctl")
-    if systemctl and any(programs.values()):
+    if systemctl:
         end: CommandResult = run([systemctl, "is-active", *units], QUICK_SECONDS)
         active = parse_active(end.out, len(units))
     # A unit of another name, or a container, may run them.
-    states = [state or _running(reader, name) for state, name in zip(active, programs)]
-    version, program = None, programs[_FABRIC_MANAGER]
+    names = (_FABRIC_MANAGER, _PERSISTENCED)
+    states = [state or _running(reader, name) for state, name in zip(active, names)]
+    version, program = None, find(_FABRIC_MANAGER)
     if program:
         end = run([program, "--version"], QUICK_SECONDS)
         version = parse_fabric_version(end.out or end.err)
