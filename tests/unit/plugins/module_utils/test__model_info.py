@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
-import model_checkpoints as checkpoints
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _manifest, _model_info
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
@@ -29,6 +29,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._model_files import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._model_info import describe, read_model, shortened
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import model_of, size
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import TransientError
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
+
+import model_checkpoints as checkpoints
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 COMMIT = "2e50b77b0eee3083842019e257b74854323d880a"

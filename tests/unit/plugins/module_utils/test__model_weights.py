@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-import model_checkpoints as checkpoints
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._model_config import read_config
@@ -19,6 +19,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._model_weights impor
     quantised_online,
     weights_of,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
+
+import model_checkpoints as checkpoints
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 
