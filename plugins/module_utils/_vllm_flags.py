@@ -114,8 +114,8 @@ def _lines(text: str) -> dict[str, list[tuple[str, str]]]:
     found = {}
     for line in text.replace("\n  ", " ").splitlines():
         name, *changes = line.split("; ")
-        parts = [change.split(None, 1) for change in changes]
-        found[name] = [(since, value) for since, value in parts]
+        parts = (change.partition(" ") for change in changes)
+        found[name] = [(since, value) for since, _blank, value in parts]
     return found
 
 

@@ -131,7 +131,13 @@ def _several(flag: Flag, values: t.Sequence[t.Any]) -> Wrong:
 
 def _text(value: t.Any) -> str:
     """As it stands on the command line."""
-    return json.dumps(value, separators=(",", ":"), sort_keys=True) if isinstance(value, dict) else str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    try:
+        return json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
+    except (TypeError, ValueError):
+        # Keys of several types, or a mapping that holds itself: not JSON, and then not a value of any kind but text.
+        return "{...}"
 
 
 def _one(flag: Flag, text: str) -> Wrong:

@@ -24,6 +24,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._vllm_flags import (
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._vllm_flags_gone import BEFORE, REPLACED
 from ansible_collections.gpufleet.vllm.plugins.module_utils._vllm_flags_value import Flag, problem
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[4]
 NEWEST = known_versions()[-1]
@@ -406,6 +408,28 @@ def test_no_finding_shows_what_may_be_a_secret(name: str, value: t.Any) -> None:
     for arguments in ({name: value}, {name[:-1]: value}, {name + "x": value}):
         assert "hunter2" not in repr(check_flags(arguments, "0.32.0"))
     assert "12345678" not in repr(check_flags({"hf-token": [12345678, "-x"]}, "0.32.0"))
+
+
+NESTED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(sorted(tables()["0.33"].flags)) | st.text(),
+    value=NESTED,
+    version=st.sampled_from([*known_versions(), "", "nightly", "9.9"]) | st.text(),
+)
+def test_whatever_a_user_writes_gives_findings_and_no_exception(name: str, value: t.Any, version: str) -> None:
+    for finding in check_flags({name: value}, version):
+        assert finding.severity in (ERROR, WARNING, INFO)
+        assert finding.seen
+        assert finding.expected
+        assert finding.remedy
+    check_environment([name], version)
 
 
 # ---- variables
