@@ -11,9 +11,9 @@ facts. ``python tests/lab/plan_page.py`` writes the page's pictures anew.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import re
+import sys
 import typing as t
 from dataclasses import fields
 from pathlib import Path
@@ -22,13 +22,16 @@ from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 from ansible.vars.manager import VariableManager
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _plan_settings
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_report import as_page
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_view import plan_view
-from deployed_case import deploy
 
-ROOT = Path(inspect.getfile(_plan_settings)).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(sys.prefix) / "collections"))
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan  # noqa: E402
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_report import as_page  # noqa: E402
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_view import plan_view  # noqa: E402
+from deployed_case import deploy  # noqa: E402
+
 FLEET = ROOT / "inventory" / "fleet"
 FIXTURES = ROOT / "tests/unit/plugins/module_utils/fixtures"
 PAGE = ROOT / "docs" / "plan.md"
