@@ -105,7 +105,8 @@ class Shortfalls:
     def _why(self, want: Want, misses: t.Sequence[_Miss]) -> str:
         if not misses:
             if not any(want.allows(state.host.name) for state in self.board.states):
-                return f"hosts: of {want.service} names no host that could be looked at"
+                whose = "the fleet" if want.hosts is None else f"hosts: of {want.service}"
+                return f"no host of {whose} could be looked at"
             return "every host that it may have runs one already, and each replica has a host of its own"
         kinds = self._of_no_kind(want)
         if kinds:

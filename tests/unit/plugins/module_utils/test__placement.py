@@ -12,7 +12,7 @@ import typing as t
 from dataclasses import replace
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _placement_solver
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _placement_fit, _placement_solver
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement import Board, place
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import (
     CHANGED,
@@ -71,6 +71,30 @@ def recorded(hosts: t.Iterable[Host], placement: Placement) -> list[Host]:
     return [
         replace(one, running={item.service: Running(item.cards) for item in placement.on(one.name)}) for one in hosts
     ]
+
+
+def state_of(one: Host) -> _placement_fit.HostState:
+    return _placement_fit.HostState(one, {})
+
+
+def test_the_cards_of_a_record_are_held_to_the_wish() -> None:
+    there = state_of(host("a", 4, 2, taken={"a/3": "own"}))
+    pair = want("one", 2, 40, link="nvlink")
+    assert _placement_fit.fits_as_is(there, pair, ["a/1", "a/0"]) == (0, 1)
+    for cards in (["a/1", "a/2"], ["a/2", "a/3"], ["a/0"], ["a/0", "a/9"], []):
+        assert _placement_fit.fits_as_is(there, pair, cards) is None
+    assert _placement_fit.fits_as_is(there, want("one", 2, 100), ["a/0", "a/1"]) is None
+
+
+def test_hosts_in_equal_states_have_equal_keys() -> None:
+    kinds: dict[t.Any, int] = {}
+    one, other, third = (_placement_fit.HostState(made, kinds) for made in (host("a"), host("b"), host("c", 8, 4)))
+    assert one.key == other.key != third.key
+    one.take(want("x", share=400), [0])
+    assert one.key != other.key
+    twin = one.copy()
+    twin.take(want("y"), [1])
+    assert (one.used[1], twin.used[:2], one.services) == (0, [400, WHOLE], {"x"})
 
 
 # --- goals -----------------------------------------------------------------------------------------------------------
