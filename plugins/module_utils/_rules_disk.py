@@ -324,8 +324,7 @@ def noexec(context: Context) -> Verdict:
 @rule(
     "disk.network", WARNING, "Models and state lie on local disks",
     "Locks, mapped files and start-up times suffer over a network; Docker's layers do not work on NFS at all "
-    "(Docker: overlay2 "
-    "prerequisites).",
+    "(Docker: overlay2 prerequisites).",
 )  # fmt: skip
 def network(context: Context) -> Verdict:
     def look(path: str, what: str, filesystem: Map) -> Failure | None:

@@ -91,8 +91,7 @@ def _silent(context: Context, what: str) -> Unknown:
 @rule(
     "docker.engine_old", WARNING, "Docker Engine is maintained",
     "Releases before 25.0 get no fixes any more, and know no start_interval, so that a service is seen to be ready "
-    "late "
-    "(Docker Engine 25.0 release notes).",
+    "late (Docker Engine 25.0 release notes).",
 )  # fmt: skip
 def engine_old(context: Context) -> Verdict:
     if not _runs(context):
@@ -127,8 +126,7 @@ def compose_trap(context: Context) -> Verdict:
 @rule(
     "docker.nofile", WARNING, "Containers may open enough files",
     "Docker 29.0 lowered the soft limit of containers from 1048576 to 1024 open files: too many open files under "
-    "load (Docker "
-    "Engine 29 release notes; vLLM #7920).",
+    "load (Docker Engine 29 release notes; vLLM #7920).",
 )  # fmt: skip
 def nofile(context: Context) -> Verdict:
     if not _runs(context):
@@ -163,8 +161,7 @@ def _own_nofile(service: Map) -> int | None:
 @rule(
     "docker.cgroup_reload", WARNING, "A systemctl daemon-reload takes no GPU from running containers",
     "With systemd's cgroup driver and no links in /dev/char containers lose their GPUs: Failed to initialize NVML: "
-    "Unknown "
-    "Error (NVIDIA/nvidia-container-toolkit#48).",
+    "Unknown Error (NVIDIA/nvidia-container-toolkit#48).",
 )  # fmt: skip
 def cgroup_reload(context: Context) -> Verdict:
     if not _runs(context) or not on_gpus(context) or _through_cdi(context):
@@ -185,8 +182,7 @@ def cgroup_reload(context: Context) -> Verdict:
 @rule(
     "docker.storage_driver", WARNING, "Docker stores images in a way that suits large ones",
     "An image of vLLM has more than 20 GiB: a driver that copies layers fills the disk and takes long (Docker: "
-    "Select a "
-    "storage driver).",
+    "Select a storage driver).",
 )  # fmt: skip
 def storage_driver(context: Context) -> Verdict:
     if not _runs(context):
@@ -203,8 +199,7 @@ def storage_driver(context: Context) -> Verdict:
 @rule(
     "docker.user_namespaces", ERROR, "Containers see the host's user numbers",
     "The files of models and caches belong to the container's uid on the host; with remapped or rootless users "
-    "another uid "
-    "asks for them, and is refused (Docker: userns-remap, rootless mode).",
+    "another uid asks for them, and is refused (Docker: userns-remap, rootless mode).",
 )  # fmt: skip
 def user_namespaces(context: Context) -> Verdict:
     if not _runs(context):
@@ -253,8 +248,7 @@ def toolkit_old(context: Context) -> Verdict:
 @rule(
     "docker.toolkit_unregistered", WARNING, "Docker knows the NVIDIA runtime",
     "Docker looks for the toolkit when it starts; not registered usually means not restarted since: could not select "
-    "device "
-    "driver nvidia with capabilities [[gpu]] (NVIDIA Container Toolkit: Troubleshooting).",
+    "device driver nvidia with capabilities [[gpu]] (NVIDIA Container Toolkit: Troubleshooting).",
 )  # fmt: skip
 def toolkit_unregistered(context: Context) -> Verdict:
     if not _runs(context) or not on_gpus(context) or dig(nvidia(context), "container", "toolkit", "installed") is False:
@@ -328,8 +322,7 @@ def cdi_stale(context: Context) -> Verdict:
 @rule(
     "docker.cdi_missing", ERROR, "The CDI specification names each GPU of the plan",
     "From 29.2 on Docker hands out GPUs through CDI where it can: a card that the specification lacks is an "
-    "unresolvable CDI "
-    "device (moby/moby#50228).",
+    "unresolvable CDI device (moby/moby#50228).",
 )  # fmt: skip
 def cdi_missing(context: Context) -> Verdict:
     # With the driver cdi it is a finding of the plan.

@@ -159,8 +159,7 @@ def mismatch(context: Context) -> Verdict:
 @rule(
     "driver.cuda", ERROR, "The driver runs the CUDA version of each image",
     "CUDA 13 needs branch R580, 12 needs R525 (NVIDIA CUDA Compatibility); the container toolkit no longer refuses "
-    "such an "
-    "image, so that the engine fails later: driver too old.",
+    "such an image, so that the engine fails later: driver too old.",
 )  # fmt: skip
 def cuda(context: Context) -> Verdict:
     have = branch(context)
@@ -249,8 +248,7 @@ def _month_end(year: int, month: int) -> float:
 @rule(
     "driver.branch_ended", WARNING, "The driver's branch is maintained",
     "An ended branch gets no security fixes and no support for new CUDA versions (NVIDIA Data Center Drivers: "
-    "Supported "
-    "Drivers and CUDA Toolkit Versions).",
+    "Supported Drivers and CUDA Toolkit Versions).",
 )  # fmt: skip
 def branch_ended(context: Context) -> Verdict:
     if not on_gpus(context) or not nvidia(context):
@@ -329,8 +327,8 @@ RESTART_FABRIC = "systemctl enable nvidia-fabricmanager && systemctl restart nvi
 
 @rule(
     "driver.fabric_manager", ERROR, "Fabric Manager runs where there is NVSwitch",
-    "Without it CUDA does not start on any of the cards: error 802, system not yet initialized (NVIDIA Fabric Manager "
-    "User Guide).",
+    "Without it CUDA does not start on any of the cards: error 802, system not yet initialized (NVIDIA Fabric "
+    "Manager User Guide).",
 )  # fmt: skip
 def fabric_manager(context: Context) -> Verdict:
     if not on_gpus(context) or not has_nvswitch(context):
@@ -360,8 +358,7 @@ def fabric_manager(context: Context) -> Verdict:
 @rule(
     "driver.fabric_manager_version", ERROR, "Fabric Manager has the driver's version",
     "It refuses to start beside a driver of any other version, which shows at its next start (NVIDIA Fabric Manager "
-    "User "
-    "Guide).",
+    "User Guide).",
 )  # fmt: skip
 def fabric_manager_version(context: Context) -> Verdict:
     manager = mapping(nvidia(context).get("fabric_manager"))

@@ -28,6 +28,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     contained,
     dig,
     dotted,
+    items,
     listed,
     mapping,
     number,
@@ -131,8 +132,11 @@ def image(contexts: t.Sequence[Context]) -> FleetVerdict:
         # What is not there yet is pulled by the same tag, and is no other build than the next host's.
         if facts is None:
             return None
-        digests = [digest.partition("@")[2] for digest in texts(facts.get("digests")) if "@" in digest]
-        return _short((sorted(digests) or [text(facts.get("id"))])[0])
+        # A build that was pushed to two registries may have a digest for each.
+        name = reference.partition("@")[0].rpartition(":")[0] or reference
+        digests = sorted(texts(facts.get("digests")), key=lambda digest: (not digest.startswith(f"{name}@"), digest))
+        found = [digest.partition("@")[2] for digest in digests if "@" in digest]
+        return _short((found or [text(facts.get("id"))])[0])
 
     remedy = (
         "name a digest (vllm_image: NAME:TAG@sha256:...), or set vllm_image_pull: always for one deploy of {service}"
@@ -180,8 +184,26 @@ def revision(contexts: t.Sequence[Context]) -> FleetVerdict:
         asked = text(service.get("revision"))
         return f"revision {asked}" if asked else ""
 
+    def commit(context: Context, service: Map) -> str | None:
+        found = _commit(context, service)
+        return f"revision {text(service.get('revision'))} at commit {found[:12]}" if found else None
+
     remedy = "set one revision: for {service} in vllm_services of all hosts; a canary gets a name of its own"
-    return differing(contexts, trait, "one revision", remedy, "the revision")
+    verdict = differing(contexts, trait, "one revision", remedy, "the revision")
+    if verdict:
+        return verdict
+    remedy = "set revision: of {service} to a commit, so that a branch that moves is the same on all hosts"
+    return differing(contexts, commit, "one commit", remedy, "the commit")
+
+
+def _commit(context: Context, service: Map) -> str:
+    """The commit that a host has of a service's model, or will have."""
+    same = ("model", "revision", "path")
+    for artifact in items(dig(context.facts, "deployed", "artifacts")):
+        if all(text(artifact.get(key)) == text(service.get(key)) for key in same):
+            return text(artifact.get("commit"))
+    key = f"{text(service.get('model'))}@{text(service.get('revision'))}"
+    return text(mapping(mapping(mapping(context.plan).get("models")).get(key)).get("commit"))
 
 
 @rule(
@@ -229,8 +251,8 @@ def _deployed_to(context: Context) -> str:
 
 @rule(
     "fleet.same_host", ERROR, "No host stands in the inventory twice",
-    "Two names for one machine make two deploys at once, which take each other's ports and GPUs (the hostname, "
-    "the kernel's boot id and vllm_root are the same).",
+    "Two names for one machine make two deploys at once, which take each other's ports and GPUs (the hostname, the "
+    "kernel's boot id and vllm_root are the same).",
 )  # fmt: skip
 def same_host(contexts: t.Sequence[Context]) -> FleetVerdict:
     if len(contexts) < 2:

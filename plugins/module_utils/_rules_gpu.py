@@ -35,6 +35,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     label,
     listed,
     mapping,
+    number,
     nvidia,
     of_cards,
     on_gpus,
@@ -51,7 +52,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     version,
     whole,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_xid import CATALOGUE, IGNORED, RECOVERED, explain
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_xid import (
+    ADVICE,
+    CATALOGUE,
+    RESET,
+    explain,
+    recovery_advice,
+    that_count,
+)
 
 RULES: list[Rule] = []
 rule = rules_into(RULES)
@@ -261,41 +269,32 @@ def retired_pages_pending(context: Context) -> Verdict:
     return of_cards(context, "its retired pages", lambda card: isinstance(card.get("ecc"), t.Mapping), look)
 
 
-def _since_recovery(xids: t.Sequence[Map]) -> list[Map]:
-    """The Xids after the last one that says the GPU needs no recovery any more (Xid 154, from driver R565 on)."""
-    start: dict[str, int] = {}
-    for position, xid in enumerate(xids):
-        if whole(xid.get("xid")) == 154 and RECOVERED in text(xid.get("message")):
-            start[bus(xid.get("pci_bus_id"))] = position
-    return [xid for position, xid in enumerate(xids) if position > start.get(bus(xid.get("pci_bus_id")), -1)]
-
-
 def _xids(context: Context, fatal: bool) -> Verdict:
     if not on_gpus(context):
         return None
     told = nvidia(context).get("xids")
     if not isinstance(told, list):
         return Unknown("the kernel's log could not be read (journalctl -k, dmesg)")
-    counts: dict[tuple[str, int], int] = {}
-    for xid in _since_recovery(items(told)):
-        code = whole(xid.get("xid"))
-        if code is not None and code not in IGNORED and explain(code).fatal == fatal:
-            key = (bus(xid.get("pci_bus_id")), code)
-            counts[key] = counts.get(key, 0) + 1
-    found = []
-    for (address, code), times in sorted(counts.items()):
-        card = next((card for card in cards(context) if address and bus(card.get("pci_bus_id")) == address), None)
-        where = label(card, context) if card else f"the GPU at {address or 'an unknown address'}, which is not listed"
-        known = explain(code)
-        seen = f"Xid {code} ({known.meaning}) on {where}" + (f", {times} times since boot" if times > 1 else "")
-        remedy = known.remedy.format(index=index_of(card) if card else "INDEX")
-        if fatal and (version(nvidia(context).get("driver_version")) or (TELLS_RECOVERY,)) < (TELLS_RECOVERY,):
-            remedy += (
-                "; after that this driver logs no recovery: add gpu.xid_fatal to vllm_preflight_skip until the reboot"
-            )
-        severity = graded(card or {}, context) if fatal else ""
-        found.append(Failure(seen, "no such Xid since boot, or since the reset of the GPU", remedy, severity=severity))
-    return found
+    groups: dict[tuple[str, int], list[Map]] = {}
+    for xid in that_count(items(told), fatal, number(context.now)):
+        groups.setdefault((bus(xid.get("pci_bus_id")), whole(xid.get("xid")) or 0), []).append(xid)
+    return [_xid_failure(context, key, group, fatal) for key, group in sorted(groups.items())]
+
+
+def _xid_failure(context: Context, key: tuple[str, int], group: t.Sequence[Map], fatal: bool) -> Failure:
+    address, code = key
+    card = next((card for card in cards(context) if address and bus(card.get("pci_bus_id")) == address), None)
+    where = label(card, context) if card else f"the GPU at {address or 'an unknown address'}, which is not listed"
+    known = explain(code)
+    meaning = known.meaning
+    if code == ADVICE:
+        meaning = f"the driver asks for: {recovery_advice(text(group[-1].get('message')))}"
+    seen = f"Xid {code} ({meaning}) on {where}" + (f", {len(group)} times" if len(group) > 1 else "")
+    remedy = (RESET if code == ADVICE else known.remedy).format(index=index_of(card) if card else "INDEX")
+    if fatal and (version(nvidia(context).get("driver_version")) or (TELLS_RECOVERY,)) < (TELLS_RECOVERY,):
+        remedy += "; after that this driver logs no recovery: add gpu.xid_fatal to vllm_preflight_skip until the reboot"
+    expected = "none since boot, or since the reset of the GPU" if fatal else "none in the last week"
+    return Failure(seen, expected, remedy, severity=graded(card or {}, context) if fatal else "")
 
 
 @rule(
@@ -320,8 +319,7 @@ def xid_seen(context: Context) -> Verdict:
 @rule(
     "gpu.compute_mode", WARNING, "The GPUs take more than one process",
     "In a mode other than Default a second engine, or a tool that looks, is refused; Prohibited refuses all "
-    "(nvidia-smi "
-    "--compute-mode).",
+    "(nvidia-smi --compute-mode).",
 )  # fmt: skip
 def compute_mode(context: Context) -> Verdict:
     def look(card: Map) -> Failure | None:
@@ -375,8 +373,8 @@ def mig_empty(context: Context) -> Verdict:
 
 @rule(
     "gpu.persistence", WARNING, "The driver stays loaded between processes",
-    "Without it the driver lets go of an idle GPU: each start takes seconds longer for each card, and power limits and "
-    "clocks are lost (NVIDIA Driver Persistence).",
+    "Without it the driver lets go of an idle GPU: each start takes seconds longer for each card, and power limits "
+    "and clocks are lost (NVIDIA Driver Persistence).",
 )  # fmt: skip
 def persistence(context: Context) -> Verdict:
     if nvidia(context).get("persistenced") is True:
@@ -467,11 +465,21 @@ def orphan(context: Context) -> Verdict:
     return of_cards(context, "its processes", lambda card: isinstance(card.get("processes"), list), look)
 
 
+def _holds(card: Map, context: Context) -> bool:
+    """Whether a service that runs was deployed to the card."""
+    running = mapping(mapping(context.facts).get("services"))
+    deployed = mapping(dig(context.facts, "deployed", "services"))
+    return any(
+        mapping(running.get(name)).get("state") == "running"
+        and any(same_card(card, one) for one in items(mapping(entry).get("gpus")))
+        for name, entry in deployed.items()
+    )
+
+
 @rule(
     "gpu.memory_held", WARNING, "No memory of the plan's GPUs is held by nobody",
     "Memory in use without a process is held by a process that cannot be seen (another container's, a dying one), or "
-    "by "
-    "the driver after a crash.",
+    "by the driver after a crash.",
 )  # fmt: skip
 def memory_held(context: Context) -> Verdict:
     def look(card: Map) -> Failure | None:
@@ -484,6 +492,8 @@ def memory_held(context: Context) -> Verdict:
         return Failure(seen, f"less than {size(IDLE_BYTES)} in use", remedy, severity=ERROR if short else WARNING)
 
     def known(card: Map) -> bool:
-        return isinstance(card.get("processes"), list) and whole(card.get("memory_used_bytes")) is not None
+        told = isinstance(card.get("processes"), list) and whole(card.get("memory_used_bytes")) is not None
+        # A service of ours that runs there has processes: where none is listed, we may not see them.
+        return told and (bool(card.get("processes")) or not _holds(card, context))
 
     return of_cards(context, "its memory or processes", known, look, chosen=True)

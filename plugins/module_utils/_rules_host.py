@@ -141,8 +141,7 @@ def cpu_avx512(context: Context) -> Verdict:
 @rule(
     "host.memory", WARNING, "The host's memory carries the engines",
     "Each engine and each of its workers holds some GiB of the host's memory, and the CPU engine the whole model; "
-    "the kernel "
-    "ends what does not fit (OOM killer).",
+    "the kernel ends what does not fit (OOM killer).",
 )  # fmt: skip
 def memory(context: Context) -> Verdict:
     if not services(context):
@@ -175,8 +174,7 @@ def _kv_space(service: Map) -> int:
 @rule(
     "host.shm", ERROR, "Workers of one service have shared memory to talk through",
     "NCCL and torch put their buffers into /dev/shm: too small, and a start ends with a bus error or No space left "
-    "on device "
-    "(vLLM #1710; vLLM: GPU installation, --shm-size).",
+    "on device (vLLM #1710; vLLM: GPU installation, --shm-size).",
 )  # fmt: skip
 def shm(context: Context) -> Verdict:
     found, silent = [], []
@@ -198,8 +196,7 @@ def shm(context: Context) -> Verdict:
 @rule(
     "host.limits", WARNING, "The supervisor may open files and lock memory enough",
     "Without systemd or Docker an engine inherits the limits of the session that starts it (getrlimit(2)); systemd's "
-    "units and "
-    "containers have their own.",
+    "units and containers have their own.",
 )  # fmt: skip
 def limits(context: Context) -> Verdict:
     if mapping(context.plan).get("runtime") != "supervisor" or not services(context):
@@ -276,8 +273,8 @@ def reboot_pending(context: Context) -> Verdict:
 
 @rule(
     "host.selinux_models", ERROR, "Containers may read the models under SELinux",
-    "Where Docker runs with SELinux, a container reads only files of its types; others are permission denied, whatever "
-    "their mode (Docker: Configure the SELinux label).",
+    "Where Docker runs with SELinux, a container reads only files of its types; others are permission denied, "
+    "whatever their mode (Docker: Configure the SELinux label).",
 )  # fmt: skip
 def selinux_models(context: Context) -> Verdict:
     facts = mapping(context.facts)
@@ -306,8 +303,7 @@ def selinux_models(context: Context) -> Verdict:
 @rule(
     "host.apparmor", INFO, "Docker confines containers with AppArmor where the host has it",
     "Without apparmor_parser Docker leaves its default profile out, and containers run unconfined (Docker: AppArmor "
-    "security "
-    "profiles).",
+    "security profiles).",
 )  # fmt: skip
 def apparmor(context: Context) -> Verdict:
     if not contained(context) or mapping(context.facts).get("apparmor") == "disabled":

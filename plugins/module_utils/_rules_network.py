@@ -78,8 +78,7 @@ def bind_address(context: Context) -> Verdict:
 @rule(
     "network.docker_proxy", WARNING, "Docker has the proxy that the host goes through",
     "Docker's daemon does not read the environment of a shell: without a proxy of its own it pulls no image (Docker: "
-    "Daemon "
-    "proxy configuration).",
+    "Daemon proxy configuration).",
 )  # fmt: skip
 def docker_proxy(context: Context) -> Verdict:
     hub = mapping(mapping(context.facts).get("hub"))
@@ -115,8 +114,10 @@ def _asked(context: Context) -> bool:
 
 
 def _grade(context: Context) -> str:
-    """A hub that cannot be reached stops a deploy that has to fetch, and only warns one that has not."""
-    return ERROR if to_fetch(context) else WARNING
+    """A hub that cannot be reached stops a host that has to fetch from it, and only warns one that need not."""
+    # In a swarm, or from a seed, other hosts have the files too.
+    direct = setting(context, "vllm_artifact_distribution") in (None, "", "direct")
+    return ERROR if direct and to_fetch(context) else WARNING
 
 
 def _place(context: Context) -> str:

@@ -60,8 +60,7 @@ Pair = tuple[int, int]
 @rule(
     "gpu.pcie_width", WARNING, "The PCIe links of the plan's GPUs have their full width",
     "A link of half the width loads models at half the speed, and slows tensor parallelism without NVLink; the cause "
-    "is "
-    "a seat, a riser or a slot.",
+    "is a seat, a riser or a slot.",
 )  # fmt: skip
 def pcie_width(context: Context) -> Verdict:
     def look(card: Map) -> Failure | None:
@@ -140,8 +139,7 @@ def _throttled(context: Context, reasons: t.Mapping[str, str], remedy: str) -> V
 @rule(
     "gpu.thermal_throttle", WARNING, "No GPU of the plan is slowed down by heat",
     "Thermal slowdown halves clocks or worse, and one slow card slows its whole tensor-parallel group (nvidia-smi -q "
-    "-d "
-    "PERFORMANCE).",
+    "-d PERFORMANCE).",
 )  # fmt: skip
 def thermal_throttle(context: Context) -> Verdict:
     reasons = {
@@ -169,8 +167,8 @@ def power_brake(context: Context) -> Verdict:
 
 @rule(
     "gpu.power_limit", WARNING, "The plan's GPUs have their default power limit",
-    "A lower limit is a lower speed under load; set on purpose or left over (nvidia-smi --power-limit lasts until the "
-    "driver is unloaded).",
+    "A lower limit is a lower speed under load; set on purpose or left over (nvidia-smi --power-limit lasts until "
+    "the driver is unloaded).",
 )  # fmt: skip
 def power_limit(context: Context) -> Verdict:
     def look(card: Map) -> Failure | None:
@@ -267,8 +265,7 @@ P2P_WORDS = {
 @rule(
     "gpu.p2p", WARNING, "The GPUs of a service reach each other's memory",
     "Without peer-to-peer NCCL copies through the host's memory, and where P2P only seems to work it hangs at start "
-    "(vLLM "
-    "#9920, nvidia-smi topo -p2p r).",
+    "(vLLM #9920, nvidia-smi topo -p2p r).",
 )  # fmt: skip
 def p2p(context: Context) -> Verdict:
     def look(service: Map, chosen: list[Map], ways: dict[Pair, Map]) -> Failure | None:
@@ -315,8 +312,7 @@ def _over_pcie(context: Context) -> tuple[list[tuple[Map, list[Pair]]], Verdict]
 @rule(
     "gpu.acs", WARNING, "PCIe switches let GPUs without NVLink talk directly",
     "With ACS on, peer traffic goes up to the root complex and back: it is slow, and tensor parallelism can hang in "
-    "NCCL "
-    "(NCCL troubleshooting guide, PCI Access Control Services; vLLM #9920).",
+    "NCCL (NCCL troubleshooting guide, PCI Access Control Services; vLLM #9920).",
 )  # fmt: skip
 def acs(context: Context) -> Verdict:
     crossing, unknown = _over_pcie(context)
@@ -389,8 +385,7 @@ def _better(service: Map, chosen: list[Map], context: Context, good: t.Callable[
 @rule(
     "gpu.nvlink", WARNING, "A service that could have its GPUs on NVLink has them there",
     "NVLink moves several times what PCIe moves, and tensor parallelism waits for the slowest pair (vLLM: "
-    "Parallelism and "
-    "Scaling).",
+    "Parallelism and Scaling).",
 )  # fmt: skip
 def nvlink(context: Context) -> Verdict:
     def look(service: Map, chosen: list[Map], ways: dict[Pair, Map]) -> Failure | None:

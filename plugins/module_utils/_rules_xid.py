@@ -4,7 +4,7 @@
 
 # This module util is **private** to the collection: it can change at any time without notice.
 
-"""What each Xid means and what to do: NVIDIA's Xid catalogue, for what concerns an inference host. Data alone.
+"""What each Xid means and what to do: NVIDIA's Xid catalogue, for what concerns an inference host. Pure, no I/O.
 
 Numbers, meanings and immediate actions follow "Analyzing Xid Errors with the Xid Catalog"
 (https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html); which of them are fatal follows the actions: an
@@ -13,8 +13,13 @@ Xid is fatal where the catalogue asks for a reset of the GPU, a reboot or a repa
 
 from __future__ import annotations
 
+import re
 import typing as t
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import Map, bus, number, text, whole
+
+# What an application did longer ago says nothing about the next one.
+RECENT_SECONDS = 7 * 86400
 CATALOGUE = "https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html"
 
 
@@ -149,8 +154,45 @@ UNLISTED = Xid(
     "not explained in NVIDIA's catalogue for data-centre GPUs", False, "read 'dmesg' around it and the catalogue"
 )
 
-RECOVERED = "to 0x0 (None)"
+# The driver's own summary of what recovers the GPU: "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset
+# Required)". It comes with other Xids, and its text says whether it asks for anything.
+ADVICE = 154
+# They follow from another Xid, or from a process that somebody ended.
+COMPANIONS = frozenset({45, ADVICE})
+_ADVICE = re.compile(r"\bto 0x[0-9a-f]+ \(([^)]{1,60})\)", re.IGNORECASE)
+
+
+def recovery_advice(message: str) -> str:
+    """What the driver asks for now, ``GPU Reset Required`` or ``None``; an empty text where the message is another."""
+    match = _ADVICE.search(message)
+    return match[1] if match else ""
 
 
 def explain(number: int) -> Xid:
     return XIDS.get(number, UNLISTED)
+
+
+def _since_recovery(xids: t.Sequence[Map]) -> list[Map]:
+    """The Xids after the last one that says the GPU needs no recovery any more (Xid 154, from driver R565 on)."""
+    start: dict[str, int] = {}
+    for position, xid in enumerate(xids):
+        if whole(xid.get("xid")) == ADVICE and recovery_advice(text(xid.get("message"))) == "None":
+            start[bus(xid.get("pci_bus_id"))] = position
+    return [xid for position, xid in enumerate(xids) if position > start.get(bus(xid.get("pci_bus_id")), -1)]
+
+
+def _counts(xid: Map, fatal: bool, now: float | None) -> bool:
+    """Whether an Xid is one of these: fatal ones until they are recovered from, others for a week."""
+    code, when = whole(xid.get("xid")), number(xid.get("time"))
+    if code is None or code in IGNORED:
+        return False
+    asked = code == ADVICE and bool(recovery_advice(text(xid.get("message"))))
+    if fatal:
+        return explain(code).fatal or asked
+    old = when is not None and now is not None and now - when > RECENT_SECONDS
+    return not explain(code).fatal and not asked and code not in COMPANIONS and not old
+
+
+def that_count(xids: t.Sequence[Map], fatal: bool, now: float | None) -> list[Map]:
+    """The Xids of a host that still matter, either the fatal ones or the others."""
+    return [xid for xid in _since_recovery(xids) if _counts(xid, fatal, now)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_fleet import RULES
-from rules_case import IMAGE, NOW, Case, ask, fails, holds, incomplete, passes, unknown
+from rules_case import IMAGE, NOW, PLAN, Case, ask, fails, holds, incomplete, passes, unknown
 
 CPU = {"plan>device": "cpu"}
 FACTS_OF = f"nvidia>container>images>{IMAGE}"
@@ -20,6 +20,7 @@ TAG = "vllm/vllm-openai:v0.33.0"
 TAGGED = {"plan>services>*>image": TAG}
 DIGEST = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm/vllm-openai@sha256:{'a' * 64}"]}}
 MOVED = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm/vllm-openai@sha256:{'b' * 64}"]}}
+CHAT = "Qwen/Qwen3-32B@v1.0"
 DECLARED = "plan>services>0>declared"
 
 CASES = [
@@ -35,6 +36,9 @@ CASES = [
     unknown("fleet.driver", {}, {**OTHER, "nvidia>driver_version": None}),
     passes("fleet.image", {}, OTHER),
     passes("fleet.image", {**TAGGED, **DIGEST}, {**OTHER, **TAGGED}),
+    # One build, and a name in another registry beside it.
+    passes("fleet.image", {**TAGGED, **DIGEST}, {**OTHER, **TAGGED, f"nvidia>container>images>{TAG}": {
+        "present": True, "digests": ["mirror/a@sha256:0", f"vllm/vllm-openai@sha256:{'a' * 64}"]}}),
     fails("fleet.image", "warning", "sha256:aaaaaaaaaaaa on gpu-01; sha256:bbbbbbbbbbbb on gpu-02",
           {**TAGGED, **DIGEST}, {**OTHER, **TAGGED, **MOVED}),
     unknown("fleet.image",
@@ -48,6 +52,11 @@ CASES = [
     passes("fleet.revision", {}, OTHER),
     fails("fleet.revision", "warning", "revision v1.0 on gpu-01; revision v2.0 on gpu-02",
           {}, {**OTHER, "plan>services>0>revision": "v2.0"}),
+    fails("fleet.revision", "warning", "revision v1.0 at commit aaaaaaaaaaaa on gpu-01; revision v1.0 at commit bbb",
+          {"plan>models": {CHAT: {"commit": "a" * 40}}}, {**OTHER, "plan>models": {CHAT: {"commit": "b" * 40}}}),
+    passes("fleet.revision", {"plan>models": {CHAT: {"commit": "a" * 40}}}, {**OTHER, "plan>models": {}}),
+    fails("fleet.revision", "warning", "at commit cccccccccccc", {"plan>models": {CHAT: {"commit": "a" * 40}}},
+          {**OTHER, "deployed>artifacts": [{**PLAN["artifacts"][0], "commit": "c" * 40}]}),
     unknown("fleet.revision", {}, {**OTHER, "plan>services>0>revision": None}),
     passes("fleet.arguments", {}, OTHER),
     passes("fleet.arguments", {DECLARED: ["--port", "8000", "--tensor-parallel-size", "2"]},

@@ -9,7 +9,7 @@ import typing as t
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import Unknown
 from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_gpu import RULES
-from rules_case import DROP, FACTS, GIB, Case, ask, fails, holds, host, incomplete, passes, unknown
+from rules_case import DROP, FACTS, GIB, NOW, Case, ask, fails, holds, host, incomplete, passes, unknown
 
 CPU = {"plan>device": "cpu"}
 NO_CARDS: dict[str, t.Any] = {"gpus": [], **CPU}
@@ -81,9 +81,12 @@ CASES = [
     fails("gpu.xid_fatal", "warning", "which is not listed", {"nvidia>xids": [xid(79, "0000:ee:00")]}),
     fails("gpu.xid_fatal", "error", "Xid 119", {"nvidia>xids": [
         xid(154, message="changed from 0x1 (GPU Reset Required) to 0x0 (None)"), xid(119)]}),
+    fails("gpu.xid_fatal", "error", "Xid 154 (the driver asks for: Node Reboot Required)", {"nvidia>xids": [
+        xid(154, message="changed from 0x0 (None) to 0x2 (Node Reboot Required)")]}),
     unknown("gpu.xid_fatal", {"nvidia>xids": None}),
     passes("gpu.xid"),
-    passes("gpu.xid", {"nvidia>xids": [xid(106), xid(48)]}),
+    passes("gpu.xid", {"nvidia>xids": [xid(106), xid(48), xid(45), xid(154)]}),
+    passes("gpu.xid", {"nvidia>xids": [{**xid(31), "time": NOW - 8 * 86400}]}),
     fails("gpu.xid", "warning", "Xid 31 (a page fault of the GPU's memory)", {"nvidia>xids": [xid(31)]}),
     fails("gpu.xid", "warning", "Xid 999", {"nvidia>xids": [xid(999)]}),
     unknown("gpu.xid", {"nvidia>xids": None}),
@@ -130,6 +133,8 @@ CASES = [
     fails("gpu.memory_held", "warning", "2.0 GiB of GPU 2",
           {"gpus>2>memory_used_bytes": 2 * GIB, "gpus>2>memory_free_bytes": 77 * GIB}),
     unknown("gpu.memory_held", {"gpus>2>memory_used_bytes": None}),
+    # Our own service runs there, and its processes are not seen.
+    unknown("gpu.memory_held", {"gpus>0>processes": []}),
 ]  # fmt: skip
 
 

@@ -89,7 +89,8 @@ CASES = [
     unknown("host.apparmor", {"apparmor": None}),
     passes("host.services_unknown"),
     passes("host.services_unknown", {"services_problem": "no answer", f"{DOCKER}>running": False}),
-    fails("host.services_unknown", "warning", "permission denied", {"services_problem": "docker: permission denied. Expected: the right to. Remedy: none"}),
+    fails("host.services_unknown", "warning", "permission denied",
+          {"services_problem": "docker: permission denied. Expected: the right to. Remedy: none"}),
     unknown("host.services_unknown", {"services_problem": DROP}),
 ]  # fmt: skip
 

@@ -44,6 +44,8 @@ CASES = [
     passes("hub.name", {"hub>addresses": [], **PROXY}),
     fails("hub.name", "error", "modelscope.cn does not resolve", {"hub>addresses": []}),
     fails("hub.name", "warning", "modelscope.cn does not resolve", {"hub>addresses": [], **RAN}),
+    fails("hub.name", "warning", "does not resolve",
+          {"hub>addresses": [], "settings>vllm_artifact_distribution": "swarm"}),
     unknown("hub.name", {"hub>addresses": None}),
     passes("hub.unreachable"),
     passes("hub.unreachable", {"hub": None}),

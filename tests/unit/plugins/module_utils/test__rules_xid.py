@@ -5,7 +5,14 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_xid import IGNORED, UNLISTED, XIDS, Xid, explain
+from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_xid import (
+    IGNORED,
+    UNLISTED,
+    XIDS,
+    Xid,
+    explain,
+    recovery_advice,
+)
 from rules_case import COMMAND
 
 # NVIDIA's catalogue, column "Immediate Action": what asks for a reset, a reboot, a repair or the NVLink workflow.
@@ -35,3 +42,16 @@ def test_each_says_what_it_means_and_what_to_do(number: int, xid: Xid) -> None:
 def test_an_unlisted_number_is_no_reason_to_stop() -> None:
     assert explain(14) == explain(9999) == UNLISTED
     assert not UNLISTED.fatal
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)", "Node Reboot Required"),
+        ("GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)", "None"),
+        ("GPU has fallen off the bus.", ""),
+        ("", ""),
+    ],
+)
+def test_advice_of_the_driver(message: str, advice: str) -> None:
+    assert recovery_advice(message) == advice
