@@ -31,6 +31,10 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "path": {"type": "path", "default": ""},
 }
 NARROWEST = 80
+# Of the run's own output: the strategy loads this file before it starts the worker that runs the task, whose output is
+# neither the terminal nor has its encoding.
+ENCODING = sys.stdout.encoding
+COLUMNS = shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 def charset_of(name: str, encoding: str | None) -> Charset:
@@ -50,9 +54,9 @@ class ActionModule(ActionBase):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         views = {**options["hosts"], **{name: {} for name in options["lost"]}}
-        charset = charset_of(options["charset"], sys.stdout.encoding)
+        charset = charset_of(options["charset"], ENCODING)
         # Wider lines are harder to read; a narrower terminal gets what fits it.
-        width = min(WIDTH, max(NARROWEST, shutil.get_terminal_size((WIDTH, 24)).columns))
+        width = min(WIDTH, max(NARROWEST, COLUMNS))
         display.display("")
         for text, colour in as_parts(options["title"], views, charset, width, options["definitions"]):
             # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.

@@ -131,8 +131,8 @@ def test_the_characters_are_those_that_the_output_takes(name: str, encoding: str
 
 def test_the_width_is_the_terminal_s(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     _plan, view = planned(path="/data/" + "x" * 200)
-    for columns, widest in (("60", 80), ("90", 90), ("200", 100)):
-        monkeypatch.setenv("COLUMNS", columns)
+    for columns, widest in ((60, 80), (90, 90), (200, 100)):
+        monkeypatch.setattr(vllm_plan_report, "COLUMNS", columns)
         screen.shown.clear()
         run(hosts={"gpu-01": view})
         assert max(map(len, screen.text.splitlines())) == widest
