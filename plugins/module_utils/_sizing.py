@@ -51,7 +51,8 @@ LENGTH_FALLBACK = 2048
 
 @dataclass(frozen=True)
 class Demand:
-    """How a service shall run. ``max_model_len`` None or 0 is the model's own; the rest follows vLLM's flags."""
+    """How a service shall run. ``memory_total_bytes`` is that of a card as CUDA sees it (``_sizing_peak.cuda_bytes``),
+    ``max_model_len`` None or 0 the model's own; the rest follows vLLM's flags."""
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
@@ -70,6 +71,7 @@ class Demand:
     limits: t.Mapping[str, int] = field(default_factory=dict)
     max_pixels: int = 0
     encoder_data_parallel: bool = False
+    expert_parallel: bool = False
     skip_encoder_profiling: bool = False
 
 

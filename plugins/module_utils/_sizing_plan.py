@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import (
     model_of,
     size_of,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_peak import cuda_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils._tensor_parallel import (
     legal_tensor_parallel,
     pipeline_parallel_fault,
@@ -86,6 +87,8 @@ def demand_of(
 ) -> Demand:
     """What the flags of a service (names with dashes, as under ``args:``) ask for, on the smallest of its cards.
 
+    ``cards_memory`` is nvidia-smi's memory.total of each, in bytes.
+
     Flags that cannot be read are left at vLLM's defaults: whether they may stand is for others to say.
     """
     flags = {str(name).replace("_", "-"): value for name, value in arguments.items()}
@@ -104,11 +107,12 @@ def demand_of(
         limits=_limits(flags.get("limit-mm-per-prompt")),
         max_pixels=_pixels(flags.get("mm-processor-kwargs")),
         encoder_data_parallel=flags.get("mm-encoder-tp-mode") == "data",
+        expert_parallel=flags.get("enable-expert-parallel") is True,
         skip_encoder_profiling=flags.get("skip-mm-profiling") is True,
     )
     if cards_memory:
-        base = replace(base, memory_total_bytes=min(cards_memory))
-    share = _number(flags.get("gpu-memory-utilization"))
+        base = replace(base, memory_total_bytes=cuda_bytes(min(cards_memory)))
+    share = _number(flags.get("gpu-memory-utilization", flags.get("device-memory-utilization")))
     if share is not None and 0 < share <= 1:
         base = replace(base, utilization=share)
     block = _whole(flags.get("block-size"))
@@ -178,14 +182,16 @@ def propose(
 ) -> Proposal | None:
     """The fewest of the cards that serve the longest context, and how; None where there is no card.
 
+    ``cards_memory`` is nvidia-smi's memory.total of each, in bytes.
+
     A ``max_model_len`` of the demand is kept. Where the model's own length does not fit on any legal number of cards,
     the longest that does is proposed, in steps of 1,024 tokens.
     """
     if not cards_memory:
         return None
     demand = demand or Demand()
-    cards = sorted(cards_memory, reverse=True)
-    sizes = legal_tensor_parallel(model, len(cards), encoder_data_parallel=demand.encoder_data_parallel) or [1]
+    cards = sorted(map(cuda_bytes, cards_memory), reverse=True)
+    sizes = _legal(model, demand, len(cards)) or [1]
     tried = []
     for parallel in sizes:
         # The smallest of the largest cards decides: vLLM gives all GPUs of a group the same cache.
@@ -261,8 +267,7 @@ def assess(
         gpu_name=gpu_name,
         max_model_len=max_model_len,
     )
-    flags = {str(name).replace("_", "-"): value for name, value in arguments.items()}
-    faults = check_parallel(service, model, demand, flags.get("enable-expert-parallel") is True)
+    faults = check_parallel(service, model, demand)
     if faults or not known:
         return None, faults
     if max_model_len in ("auto", -1):
@@ -271,12 +276,11 @@ def assess(
     return sizing, check(service, model, demand, sizing, allow_long)
 
 
-def check_parallel(service: str, model: Model, demand: Demand, expert_parallel: bool = False) -> list[Finding]:
+def check_parallel(service: str, model: Model, demand: Demand) -> list[Finding]:
     """plan.tensor_parallel_illegal: what vLLM refuses while it loads, whatever the memory."""
-    fault = tensor_parallel_fault(model, demand.tensor_parallel, expert_parallel, demand.encoder_data_parallel)
+    fault = tensor_parallel_fault(model, demand.tensor_parallel, demand.expert_parallel, demand.encoder_data_parallel)
     if fault is not None:
-        limit = max(8, demand.tensor_parallel)
-        legal = legal_tensor_parallel(model, limit, expert_parallel, demand.encoder_data_parallel)
+        legal = _legal(model, demand, max(8, demand.tensor_parallel))
         below = [size for size in legal if size <= demand.tensor_parallel]
         remedy = f"set tensor_parallel_size: {below[-1]}, and gpus: to as many" if below else "use another model"
         expected = f"a tensor_parallel_size of {_listed(legal)}" if legal else "a model that can be divided"
@@ -383,7 +387,7 @@ def _over_committed(service: str, demand: Demand, sizing: Sizing) -> Finding:
     return Finding(
         "plan.memory_short",
         ERROR,
-        f"{seen}; {_card(demand)} {gib(total)}, of which about {gib(outside)} go to the CUDA context"
+        f"{seen}; {_card(demand)} {gib(total)} for CUDA, of which about {gib(outside)} go to the CUDA context"
         + (" and NCCL" if sizing.tensor_parallel * sizing.pipeline_parallel > 1 else ""),
         f"at most {gib(total - outside)} per GPU: vLLM refuses to start when less is free than it asks for",
         remedy,
@@ -416,8 +420,8 @@ def _tight(service: str, model: Model, demand: Demand, sizing: Sizing) -> Findin
 
 def _needs(demand: Demand, sizing: Sizing) -> str:
     return (
-        f"needs {gib(sizing.needed_bytes)} per GPU; {_card(demand)} {gib(sizing.memory_total_bytes)}, of which "
-        f"{demand.utilization:g} may be used ({gib(sizing.budget_bytes)})"
+        f"needs {gib(sizing.needed_bytes)} per GPU; {_card(demand)} {gib(sizing.memory_total_bytes)} for CUDA, of "
+        f"which {demand.utilization:g} may be used ({gib(sizing.budget_bytes)})"
     )
 
 
@@ -427,13 +431,16 @@ def _card(demand: Demand) -> str:
 
 def _more_cards(model: Model, demand: Demand, slack: float = 0.0) -> int:
     """The smallest larger tensor parallel size that fits on cards of this size; 0 where there is none."""
-    sizes = legal_tensor_parallel(model, _TENSOR_PARALLEL_MAX, encoder_data_parallel=demand.encoder_data_parallel)
-    for size in sizes:
+    for size in _legal(model, demand, _TENSOR_PARALLEL_MAX):
         if size > demand.tensor_parallel:
             sizing = size_of(model, replace(demand, tensor_parallel=size))
             if sizing.fits and sizing.slack >= slack:
                 return size
     return 0
+
+
+def _legal(model: Model, demand: Demand, limit: int) -> list[int]:
+    return legal_tensor_parallel(model, limit, demand.expert_parallel, demand.encoder_data_parallel)
 
 
 def _listed(sizes: t.Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils._model_config import read_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import Demand, size_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_peak import DRIVER_BYTES
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import (
     assess,
     demand_of,
@@ -24,8 +25,9 @@ from hypothesis import strategies as st
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.json"))
 MIB, GIB = 2**20, 2**30
-L40S = int(44.42 * GIB)
-H100 = int(79.19 * GIB)
+# As nvidia-smi has them: 46,068 and 81,559 MiB.
+L40S = 46068 * MIB
+H100 = 81559 * MIB
 
 
 def config(name):
@@ -74,6 +76,7 @@ def test_flags_of_a_service():
             "limit-mm-per-prompt": '{"image": 4, "video": {"count": 0, "num_frames": 32}}',
             "mm-processor-kwargs": {"max_pixels": 1003520},
             "mm-encoder-tp-mode": "data",
+            "enable-expert-parallel": True,
             "skip-mm-profiling": True,
             "block-size": 32,
             "enable-prefix-caching": False,
@@ -86,7 +89,7 @@ def test_flags_of_a_service():
     assert demand == Demand(
         tensor_parallel=4,
         pipeline_parallel=2,
-        memory_total_bytes=L40S - GIB,
+        memory_total_bytes=L40S - GIB - DRIVER_BYTES,
         gpu_name="NVIDIA L40S",
         utilization=0.8,
         max_model_len=8192,
@@ -101,6 +104,7 @@ def test_flags_of_a_service():
         limits={"image": 4, "video": 0},
         max_pixels=1003520,
         encoder_data_parallel=True,
+        expert_parallel=True,
         skip_encoder_profiling=True,
     )
 
@@ -145,6 +149,15 @@ def test_an_illegal_size_is_found_before_any_memory():
     assert "tensor_parallel_size: 4" in one.remedy
 
 
+def test_experts_that_are_not_cut():
+    """Eight GPUs get whole experts of Qwen3-235B-A22B-FP8 with expert parallelism, and too few rows of each without."""
+    memory = 144000 * MIB
+    one = only(check("qwen3-235b-a22b-fp8", 8, memory)[1])
+    assert one.code == "plan.tensor_parallel_illegal"
+    assert "192 columns" in one.seen or "192 rows" in one.seen
+    assert check("qwen3-235b-a22b-fp8", 8, memory, enable_expert_parallel=True)[1] == []
+
+
 def test_pipeline_stages_of_a_model_that_has_none():
     one = only(check("whisper-large-v3", pipeline_parallel_size=2)[1])
     assert one.code == "plan.tensor_parallel_illegal"
@@ -155,7 +168,7 @@ def test_weights_that_do_not_fit():
     sizing, found = check("llama-3.1-70b", length=8192)
     one = only(found)
     assert (one.code, one.severity) == ("plan.memory_short", "error")
-    assert "NVIDIA L40S has 44.42 GiB, of which 0.92 may be used (40.87 GiB)" in one.seen
+    assert "NVIDIA L40S has 44.49 GiB for CUDA, of which 0.92 may be used (40.93 GiB)" in one.seen
     assert f"needs {sizing.needed_bytes / GIB:.2f} GiB per GPU" in one.seen
     parallel = int(re.search(r"tensor_parallel_size: (\d+)", one.remedy).group(1))
     assert check("llama-3.1-70b", parallel, length=8192)[0].fits, "the remedy holds"
@@ -164,7 +177,7 @@ def test_weights_that_do_not_fit():
 def test_a_context_that_does_not_fit_names_one_that_does():
     one = only(check("llama-3.1-8b", memory=24 * GIB, gpu="")[1])
     assert (one.code, one.severity) == ("plan.context_too_long", "error")
-    assert "the GPU has 24.00 GiB" in one.seen
+    assert "the GPU has 23.50 GiB for CUDA" in one.seen
     assert "the model's own context of 131072 tokens takes 16.00 GiB" in one.seen
     length = int(re.search(r"max_model_len: (\d+)", one.remedy).group(1))
     assert length % 1024 == 0
@@ -200,7 +213,7 @@ def test_a_share_that_leaves_no_room_for_the_context_of_cuda():
 
 
 def test_what_fits_by_a_hair_is_a_warning_with_a_way_out():
-    fits = size_of(model("qwen3-8b"), Demand(memory_total_bytes=24 * GIB, gpu_name="NVIDIA A10"))
+    fits = size_of(model("qwen3-8b"), Demand(memory_total_bytes=24 * GIB - DRIVER_BYTES, gpu_name="NVIDIA A10"))
     length = fits.max_len_fitting - 512
     one = only(check("qwen3-8b", memory=24 * GIB, gpu="NVIDIA A10", length=length)[1])
     assert (one.code, one.severity) == ("plan.memory_tight", "warning")
@@ -275,7 +288,7 @@ def test_the_fewest_cards_that_serve_the_whole_context():
 def test_a_shorter_context_where_no_number_of_cards_serves_the_whole():
     proposal = propose(model("llama-3.1-8b"), [24 * GIB])
     assert proposal.tensor_parallel_size == 1
-    assert proposal.max_model_len == 45056
+    assert proposal.max_model_len == 40960
     assert proposal.sizing.fits
     vision = propose(model("qwen2.5-vl-7b"), [24 * GIB])
     assert vision.sizing.fits
@@ -299,7 +312,7 @@ def test_cards_of_different_sizes():
     """A group's smallest card decides, so that the largest ones go first."""
     proposal = propose(model("qwen3-32b"), [24 * GIB, H100, H100, 24 * GIB])
     assert proposal.tensor_parallel_size == 2
-    assert proposal.sizing.memory_total_bytes == H100
+    assert proposal.sizing.memory_total_bytes == H100 - DRIVER_BYTES
 
 
 @settings(max_examples=60, deadline=None)
