@@ -52,6 +52,12 @@ ENOUGH_INODES, FEWEST_INODES = 20_000, 1_000
 DISTRIBUTED = ("lustre", "ceph", "gpfs", "beegfs", "wekafs", "fuse.juicefs", "fuse.glusterfs")
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", *DISTRIBUTED)
 VOLATILE = ("tmpfs", "ramfs")
+KEYS = {
+    "free_inodes": "the number of free inodes",
+    "read_only": "the mode (read-only or not)",
+    "options": "the mount options",
+    "type": "the type of the file system",
+}
 
 
 class Need(t.NamedTuple):
@@ -215,7 +221,7 @@ def space(context: Context) -> Verdict:
         remedy = f"free some ({FREE_SOME}), or set vllm_model_root (or path: of a service) to a larger file system"
         severity = WARNING if guessed else ERROR
         found.append(Failure(fill.words(), f"{size(fill.wanted)} free", remedy, severity=severity))
-    return Unknown(f"{listed(silent, 4)} is not told") if silent and not found else found
+    return Unknown(f"{listed(dict.fromkeys(silent), 4)} is not told") if silent and not found else found
 
 
 @rule(
@@ -242,7 +248,7 @@ def tight(context: Context) -> Verdict:
             seen = fill.words() if fill.needs else f"{size(fill.free)} free on {text(fill.filesystem.get('mount'))}"
             remedy = f"free some before it is needed: {FREE_SOME}"
             found.append(Failure(seen, f"{size(spare)} left", remedy))
-    return Unknown(f"{listed(silent, 4)} is not told") if silent and not found else found
+    return Unknown(f"{listed(dict.fromkeys(silent), 4)} is not told") if silent and not found else found
 
 
 def _each(context: Context, look: t.Callable[[str, str, Map], Failure | None], key: str) -> Verdict:
@@ -256,7 +262,7 @@ def _each(context: Context, look: t.Callable[[str, str, Map], Failure | None], k
         failure = look(path, what, filesystem)
         if failure:
             found.append(failure)
-    return Unknown(f"{key} of {listed(silent, 4)} is not told") if silent and not found else found
+    return Unknown(f"{KEYS[key]} of {listed(silent, 4)} is not told") if silent and not found else found
 
 
 @rule(

@@ -445,7 +445,12 @@ def foreign_process(context: Context) -> Verdict:
         )
         return Failure(seen, "a card for the plan's services alone", remedy, severity=ERROR if short else WARNING)
 
-    return of_cards(context, "its processes", lambda card: isinstance(card.get("processes"), list), look, chosen=True)
+    def known(card: Map) -> bool:
+        # Whose a process is, is told by the key's being there; None says that it is nobody's of ours.
+        told = card.get("processes")
+        return isinstance(told, list) and all("service" in process for process in items(told))
+
+    return of_cards(context, "its processes, or whose they are,", known, look, chosen=True)
 
 
 @rule(

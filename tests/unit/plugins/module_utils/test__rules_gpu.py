@@ -121,6 +121,7 @@ CASES = [
         "gpus>2>processes": [process(used=GIB // 2, container="jupyter")]}),
     fails("gpu.foreign_process", "warning", "memory unknown", {"gpus>2>processes": [process(used=None)]}),
     unknown("gpu.foreign_process", {"gpus>0>processes": None}),
+    unknown("gpu.foreign_process", {"gpus>2>processes": [{"pid": 5, "memory_used_bytes": 40 * GIB, "type": "C"}]}),
     passes("gpu.orphan"),
     fails("gpu.orphan", "error", "is left of an engine that is gone, on GPU 2",
           {"gpus>2>processes": [process(orphan=True)]}),
