@@ -102,7 +102,7 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         )
         findings += found
     findings += check_ports(services, settings, facts)
-    findings += check_release(services, settings, engine, device, contained)
+    findings += check_release(services, settings, engine, device, contained, facts)
     findings += check_safety(services, settings, device, models)
     artifacts, found = plan_artifacts(services, settings)
     findings += found

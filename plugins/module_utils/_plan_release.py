@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings import Settings
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings import Facts, Settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service
 from ansible_collections.gpufleet.vllm.plugins.module_utils._vllm_flags import (
     check_environment,
@@ -22,11 +22,24 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._vllm_flags import (
 UNCHECKED = "plan.flags_unchecked"
 
 
-def release_of(service: Service, settings: Settings, engine: t.Mapping[str, t.Any], contained: bool) -> str:
-    """The release that a service runs on; empty where nothing tells it: an image's tag, or an engine of one's own."""
+def release_of(
+    service: Service, settings: Settings, engine: t.Mapping[str, t.Any], contained: bool, facts: Facts
+) -> str:
+    """The release that a service runs on; empty where neither an image's tag nor the image itself tells it.
+
+    Of an engine of one's own it is not known.
+    """
     if contained:
-        return version_of_image(service.image or settings.image)
+        reference = service.image or settings.image
+        return version_of_image(reference) or _said_by_image(reference, facts)
     return str(engine.get("version") or "") if engine.get("managed") else ""
+
+
+def _said_by_image(reference: str, facts: Facts) -> str:
+    found: t.Any = facts
+    for key in ("nvidia", "container", "images", reference, "vllm_version"):
+        found = found.get(key) if isinstance(found, t.Mapping) else None
+    return found if isinstance(found, str) else ""
 
 
 def check_release(
@@ -35,12 +48,13 @@ def check_release(
     engine: t.Mapping[str, t.Any],
     device: str,
     contained: bool,
+    facts: Facts,
 ) -> list[Finding]:
     """What is wrong with flags and variables: those of a service in its name, the fleet's once for each release."""
     findings: list[Finding] = []
     releases: dict[str, list[Service]] = {}
     for service in services:
-        releases.setdefault(release_of(service, settings, engine, contained), []).append(service)
+        releases.setdefault(release_of(service, settings, engine, contained, facts), []).append(service)
     for release, users in releases.items():
         for service in users:
             findings += check_flags(service.args, release, service.name)

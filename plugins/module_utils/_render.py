@@ -23,17 +23,21 @@ def flag(name: str, value: t.Any) -> list[str]:
     """One vLLM flag as arguments.
 
     ``True`` is the bare flag, ``False`` its ``--no-`` form, a mapping is JSON, a list repeats values behind one flag
-    (argparse ``nargs``); everything else is its text.
+    (argparse ``nargs``), each JSON where it is a mapping itself; everything else is its text.
     """
     if value is True:
         return [f"--{name}"]
     if value is False:
         return [f"--no-{name}"]
     if isinstance(value, dict):
-        return [f"--{name}", json.dumps(value, separators=(",", ":"), sort_keys=True)]
+        return [f"--{name}", _text(value)]
     if isinstance(value, (list, tuple)):
-        return [f"--{name}", *(str(item) for item in value)]
+        return [f"--{name}", *map(_text, value)]
     return [f"--{name}", str(value)]
+
+
+def _text(value: t.Any) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True) if isinstance(value, dict) else str(value)
 
 
 def flags(arguments: t.Mapping[str, t.Any]) -> list[list[str]]:

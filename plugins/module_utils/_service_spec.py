@@ -22,7 +22,8 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
-FLAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*")
+# A dot leads into the JSON of a flag, as in compilation-config.cudagraph_mode.
+FLAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*(?:\.[A-Za-z0-9_]+)*")
 IMAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]|:(?=[A-Za-z0-9]))*(?:@sha256:[0-9a-f]{64})?")
 SIZE = re.compile(r"[1-9][0-9]{0,5}(?:[bkm]|[kmg]b|g)", re.IGNORECASE)
 
@@ -50,6 +51,8 @@ SHORT_FLAGS = {
     "dp": "data-parallel-size",
 }
 SHARE_FLAG = "gpu-memory-utilization"
+# What vLLM calls it as well, since it serves on other devices.
+SHARE_FLAGS = (SHARE_FLAG, "device-memory-utilization")
 API_KEY_VARIABLE = "VLLM_API_KEY"
 SHORTEST_SECRET = 8
 # Keys whose values are never shown, whatever is wrong with them; a plain environment may hold a secret by mistake.
@@ -197,7 +200,8 @@ def _arguments(value: t.Any) -> dict[str, t.Any]:
         raise Refused("a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}")
     arguments: dict[str, t.Any] = {}
     for position, (flag, setting) in enumerate(value.items(), 1):
-        spelled = str(flag).replace("_", "-").lstrip("-")
+        head, dot, within = str(flag).partition(".")
+        spelled = head.replace("_", "-").lstrip("-") + dot + within
         if not FLAG.fullmatch(spelled):
             # It may be `flag=value`, and the value a secret.
             raise Refused(f"names of vLLM flags with their values after a colon (number {position} is none)")
@@ -415,7 +419,8 @@ def _share_into_arguments(values: dict[str, t.Any], service: str) -> list[Findin
 
 def share_flag(arguments: t.Mapping[str, t.Any]) -> str:
     """How ``gpu-memory-utilization`` is spelled among flags, or an empty string: vLLM takes a beginning for it too."""
-    return next((flag for flag in arguments if flag.startswith("gpu-m") and SHARE_FLAG.startswith(flag)), "")
+    known = [flag for flag in arguments if flag.startswith(("gpu-m", "device-me"))]
+    return next((flag for flag in known if any(name.startswith(flag) for name in SHARE_FLAGS)), "")
 
 
 def secrets_of(raw: t.Mapping[str, t.Any]) -> dict[str, str]:

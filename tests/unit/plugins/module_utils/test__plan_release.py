@@ -50,6 +50,13 @@ def test_an_image_of_one_s_own_says_that_its_flags_were_not_checked() -> None:
     planned = plan(service(args={"max-num-seqs": 8}), on=host, image="registry.lan/engine:mine")
     assert codes(planned) == [("plan.flags_unchecked", "chat")]
     assert codes(plan(service(args={"max-num-seqs": 8}), on=host, image="vllm/vllm-openai:v0.33.0")) == []
+    told = facts(nvidia={"container": {**docker, "images": {"registry.lan/engine:mine": {"vllm_version": "0.33.0"}}}})
+    assert codes(plan(service(args={"max-num-seqs": 8}), on=told, image="registry.lan/engine:mine")) == []
+
+
+def test_a_flag_may_lead_into_its_json() -> None:
+    (entry,) = plan(service(args={"compilation-config.cudagraph_mode": "NONE"}))["services"]
+    assert "--compilation-config.cudagraph_mode NONE" in " ".join(entry["command"])
 
 
 def test_a_variable_that_the_release_does_not_read() -> None:

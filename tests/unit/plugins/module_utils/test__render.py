@@ -88,6 +88,7 @@ def launched(directory: Path, environment: dict[str, str], arguments: list[str])
         ({"b": 1, "a": [True, None]}, ["--x", '{"a":[true,null],"b":1}']),
         (["a", 1], ["--x", "a", "1"]),
         (("a",), ["--x", "a"]),
+        ([{"name": "a"}, "b"], ["--x", '{"name":"a"}', "b"]),
     ],
 )
 def test_flag(value: t.Any, expected: list[str]) -> None:
