@@ -24,18 +24,19 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _nvidia as nv
 from ansible_collections.gpufleet.vllm.plugins.module_utils import (
-    _nvidia_docker,
+    _nvidia_containers,
     _nvidia_health,
-    _nvidia_images,
     _nvidia_topology,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import (
     REAP_SECONDS,
+    CommandResult,
     Runner,
     decode,
     reap,
@@ -129,9 +130,6 @@ _EXTRA_PATH = (
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin:/opt/bin:/usr/local/nvidia/bin:"
     "/usr/local/nvidia/toolkit:/usr/lib/wsl/lib"
 )
-_CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
-_CDI_MAX_FILES = 64
-_CDI_MAX_BYTES = 16 * 2**20
 
 
 def find_executable(name: str) -> str | None:
@@ -536,8 +534,9 @@ class _GpuFacts:
             self._accept("nvidia-smi", report)
             if end.rc:
                 self.note(f"nvidia-smi ended with exit status {end.rc}: {nv.first_line(outside) or 'no message'}")
+            matrices = self._ask_topology(path, len(report["gpus"]))
             self._complete_smi(path, report["gpus"])
-            self.topology = self._smi_topology(path, [gpu["index"] for gpu in report["gpus"]])
+            self.topology = matrices([gpu["index"] for gpu in report["gpus"]])
         elif self.diagnosis is None:
             self.explain(nv.smi_failed(end.rc, outside))
 
@@ -558,12 +557,25 @@ class _GpuFacts:
         if any(gpu["mig"]["devices"] for gpu in gpus):
             nv.apply_smi_list(gpus, self.run([path, "-L"], self.timeout).out)
 
-    def _smi_topology(self, path: str, indices: list[int]) -> list[_nvidia_topology.Link] | None:
-        if len(indices) < 2:
-            return None
-        ends = [self.run([path, "topo", *words], self.timeout) for words in (["-m"], ["-p2p", "r"])]
-        matrices = [_nvidia_topology.parse_matrix(end.out if end.rc == 0 else "") for end in ends]
-        return _nvidia_topology.combine(indices, *matrices)
+    def _ask_topology(self, path: str, count: int) -> Callable[[list[int]], list[_nvidia_topology.Link] | None]:
+        """Start to ask how the GPUs are linked; the result waits for the answers.
+
+        Without persistence mode every nvidia-smi initialises all GPUs anew, which takes seconds: side by side it is
+        once.
+        """
+        if count < 2:
+            return lambda _indices: None
+        sources = Sources()
+        for words in (("-m",), ("-p2p", "r")):
+            command = [path, "topo", *words]
+            sources.ask(" ".join(command), partial(self.run, command, self.timeout), self.timeout + 5)
+
+        def answer(indices: list[int]) -> list[_nvidia_topology.Link] | None:
+            ends = [sources.answer(f"{path} topo {words}", CommandResult(1, "", "")) for words in ("-m", "-p2p r")]
+            matrices = [_nvidia_topology.parse_matrix(end.out if end.rc == 0 else "") for end in ends]
+            return _nvidia_topology.combine(indices, *matrices)
+
+        return answer
 
     def _check(self, kernel_version: str | None, pci: list[str]) -> None:
         if self.report is None:
@@ -590,157 +602,6 @@ class _GpuFacts:
 def _agrees(version: str, kernel_version: str) -> bool:
     # nvmlSystemGetNVMLVersion() is "13.580.95.05": the CUDA major version comes first.
     return nv.same_version(version, kernel_version) or nv.same_version(version.partition(".")[2], kernel_version)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Containers
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _toolkit(run: Runner, host: Host, timeout: float) -> nv.Toolkit:
-    ctk = host.find("nvidia-ctk")
-    # The hook's name before toolkit 1.12 was nvidia-container-toolkit.
-    hook = host.find("nvidia-container-runtime-hook") or host.find("nvidia-container-toolkit")
-    runtime = host.find("nvidia-container-runtime")
-    cli = host.find("nvidia-container-cli")
-    version = None
-    for tool in (ctk, hook, cli):
-        if tool and version is None:
-            end = run([tool, "--version"], timeout)
-            version = nv.parse_tool_version(end.out or end.err) if end.rc == 0 else None
-    return {
-        "installed": bool(ctk or hook or runtime),
-        "version": version,
-        "nvidia_ctk": ctk,
-        "runtime": runtime,
-        "runtime_hook": hook,
-    }
-
-
-def _is_snap(path: str) -> bool:
-    return path.startswith("/snap/") or os.path.realpath(path).startswith("/snap/")
-
-
-def _docker(run: Runner, host: Host, timeout: float, problems: list[str]) -> tuple[nv.Docker, str]:
-    """Docker's facts and the text of ``docker info``, which holds those of CDI and Compose too."""
-    docker = nv.empty_docker()
-    path = host.find("docker")
-    if path is None:
-        return docker, ""
-    docker.update({"installed": True, "path": path, "snap": _is_snap(path), "running": None})
-    version = run([path, "version", "--format", "{{json .}}"], timeout)
-    nv.apply_docker_version(docker, version.out)
-    # A server that held up the first question holds up the second one.
-    info = version if version.timed_out else run([path, "info", "--format", "{{json .}}"], timeout)
-    if info.timed_out:
-        docker["error"] = (
-            f"The Docker server gave no answer within {timeout:g} s. Restart it: systemctl restart docker."
-        )
-    else:
-        nv.apply_docker_info(docker, info.out)
-        if docker["server_version"]:
-            docker["running"] = True
-        elif not docker["podman"]:
-            docker["running"], docker["error"] = nv.docker_failure(version.err or info.err or version.out)
-    if docker["error"]:
-        problems.append(docker["error"])
-    return docker, "" if info.timed_out else info.out
-
-
-def _compose(run: Runner, host: Host, timeout: float, docker: nv.Docker, info: str) -> nv.Compose:
-    version, path = nv.compose_plugin(info)
-    if version:
-        return {"installed": True, "version": version, "path": path, "plugin": True}
-    # podman's information names no plugins, and a server that hangs gives none.
-    if docker["path"] and not nv.parse_json_object(info):
-        end = run([docker["path"], "compose", "version", "--short"], timeout)
-        version = nv.version_text(nv.first_line(end.out)) if end.rc == 0 else None
-        if version and version[0].isdigit():
-            return {"installed": True, "version": version, "path": None, "plugin": True}
-    path = host.find("docker-compose")
-    if path:
-        end = run([path, "version", "--short"], timeout)
-        version = nv.version_text(nv.first_line(end.out)) if end.rc == 0 else None
-        return {"installed": True, "version": version, "path": path, "plugin": False}
-    return {"installed": False, "version": None, "path": None, "plugin": None}
-
-
-def _cdi_spec(host: Host, path: str) -> nv.CdiSpec:
-    spec: nv.CdiSpec = {
-        "path": path,
-        "mtime": None,
-        "kind": None,
-        "devices": [],
-        "driver_version": None,
-        "error": None,
-    }
-    try:
-        spec["mtime"] = int(os.stat(host.path(path)).st_mtime)
-    except OSError as error:
-        spec["error"] = error.strerror
-        return spec
-    text = host.read(path, _CDI_MAX_BYTES)
-    if text is None:
-        spec["error"] = "cannot be read by this user"
-        return spec
-    spec["kind"], spec["devices"], spec["driver_version"] = nv.parse_cdi(text)
-    if spec["kind"] is None:
-        spec["error"] = "names no kind: not a CDI specification"
-    return spec
-
-
-def _cdi(host: Host, info: str) -> nv.Cdi:
-    enabled, directories, devices = nv.docker_cdi(info)
-    specs: list[nv.CdiSpec] = []
-    seen: set[str] = set()
-    for directory in directories or _CDI_DIRECTORIES:
-        # /var/run is a link to /run: the same directory can come under both names.
-        real = os.path.realpath(host.path(directory))
-        if real in seen:
-            continue
-        seen.add(real)
-        names = [name for name in host.names(directory) if name.endswith((".json", ".yaml"))]
-        specs.extend(_cdi_spec(host, f"{directory.rstrip('/')}/{name}") for name in names[:_CDI_MAX_FILES])
-    return {
-        "enabled_in_docker": enabled,
-        "spec_dirs": directories or list(_CDI_DIRECTORIES),
-        "specs": specs,
-        "docker_devices": devices,
-        "newest_mtime": max((spec["mtime"] for spec in specs if spec["mtime"] is not None), default=None),
-    }
-
-
-def _stale_cdi(cdi: nv.Cdi, driver_version: str | None) -> list[str]:
-    return [
-        f"{spec['path']} was generated for driver {spec['driver_version']} and the host runs {driver_version}: run "
-        f"'nvidia-ctk cdi generate --output={spec['path']}' or 'systemctl restart nvidia-cdi-refresh'."
-        for spec in cdi["specs"]
-        if spec["driver_version"] and driver_version and not nv.same_version(spec["driver_version"], driver_version)
-    ]
-
-
-def _containers(run: Runner, host: Host, timeout: float, images: Sequence[str], problems: list[str]) -> nv.Container:
-    sources = Sources()
-    sources.ask("the container toolkit", lambda: _toolkit(run, host, timeout), 3 * timeout + 1)
-    docker, info = _docker(run, host, timeout, problems)
-    found: dict[str, _nvidia_images.Image] | None = {} if not images else None
-    if images and docker["path"] and docker["running"]:
-        found = _nvidia_images.read_images(run, docker["path"], images, timeout)
-    _nvidia_docker.complete(docker, host)
-    if docker["daemon_error"]:
-        problems.append(docker["daemon_error"])
-    nothing: nv.Toolkit = {
-        "installed": False, "version": None, "nvidia_ctk": None, "runtime": None, "runtime_hook": None,
-    }  # fmt: skip
-    container: nv.Container = {
-        "docker": docker,
-        "compose": _compose(run, host, timeout, docker, info),
-        "cdi": _cdi(host, info),
-        "images": found,
-        "toolkit": sources.answer("the container toolkit", nothing),
-    }
-    problems.extend(sources.problems)
-    return container
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -786,8 +647,9 @@ def gather(
     # Side by side: none of them needs another's answer, and a broken host has several that are slow.
     sources = Sources()
     docker_problems: list[str] = []
+    read = _nvidia_containers.read_containers
     if with_containers:
-        sources.ask("Docker", lambda: _containers(run, host, timeout, images, docker_problems), 9 * timeout)
+        sources.ask("Docker", lambda: read(run, host, timeout, images, docker_problems), 9 * timeout)
     has_gpus = with_gpus and bool(pci or kernel["version"])
     if has_gpus:
         sources.ask("the kernel's log", lambda: _nvidia_health.read_xids(run, host, host.find), _LOG_SECONDS)
@@ -805,7 +667,7 @@ def gather(
     xids = sources.answer("the kernel's log", None) if has_gpus else None
     problems = [*gpu_facts.problems, *docker_problems, *sources.problems]
     if container:
-        problems.extend(_stale_cdi(container["cdi"], driver_version))
+        problems.extend(_nvidia_containers.stale_cdi(container["cdi"], driver_version))
     facts: nv.Facts = {
         "gpus": gpus,
         "driver_version": driver_version,
