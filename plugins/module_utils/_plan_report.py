@@ -34,9 +34,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_
 
 SCHEMA = 1
 WIDTH = 100
-# Of more groups of hosts than these, those with nothing to do have one line.
+# With more groups of hosts than these, only those with errors are shown in full.
 WHOLE_GROUPS = 12
 NAMED_RUNS = 5
+MANY = "Hosts without errors are shown in brief, since there are many. --limit HOST shows one in full."
 MARKS = {START: "+", RESTART: "~", STOP: "-", KEEP: " ", UNKNOWN: "?"}
 COLOURS = {START: "green", RESTART: "yellow", STOP: "red", KEEP: None, UNKNOWN: "yellow"}
 SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": None}
@@ -340,23 +341,32 @@ def as_parts(
     """The whole, in pieces of one colour."""
     parts: list[Part] = []
     every = groups(views)
-    shown: list[t.Mapping[str, t.Any]] = []
+    many = len(every) > WHOLE_GROUPS
+    whole = [group for group in every if not many or failed(group[1])]
     for names, view in every:
-        heading = folded_names(names)
-        if len(every) > WHOLE_GROUPS and _nothing_to_do(view):
-            parts.append((clip(f"{heading}: {_hardware(view)}, nothing to do", width, charset), None))
-            continue
-        shown += view.get("cards") or []
-        parts += host_parts(heading, view, charset, width, definitions)
-    explained = legend(shown, charset) if shown else ""
+        if (names, view) in whole:
+            parts += host_parts(folded_names(names), view, charset, width, definitions)
+        else:
+            parts += brief_parts(folded_names(names), view, charset, width)
+    cards = [card for _names, view in whole for card in view.get("cards") or []]
+    explained = legend(cards, charset) if cards else ""
     parts += [(explained, None), BLANK] if explained else []
+    if many:
+        parts += [(MANY, None), BLANK]
     return [*parts, bottom_line(title, views, width)]
 
 
-def _nothing_to_do(view: View) -> bool:
-    idle = all(change["change"] == KEEP for change in view.get("changes") or [])
-    fetched = all(one.get("bytes_to_fetch") == 0 for one in view.get("artifacts") or [])
-    return idle and fetched and not view.get("findings") and not view.get("failure")
+def brief_parts(title: str, view: View, charset: Charset = UTF8, width: int = WIDTH) -> list[Part]:
+    """A host among many: how many of its GPUs are used, what it fetches, and what moves."""
+    cards = view.get("cards") or []
+    used = f"{sum(1 for card in cards if card.get('holders'))} of {_plural(len(cards), 'GPU')} used" if cards else ""
+    left = sum(one.get("bytes_to_fetch") or 0 for one in view.get("artifacts") or [])
+    moving = [change for change in view.get("changes") or [] if change["change"] != KEEP]
+    warned = sum(1 for one in view.get("findings") or [] if one.get("severity") == "warning")
+    told = [used, f"fetch {human_bytes(left)}" if left else "", f"{_plural(warned, 'warning')}" if warned else ""]
+    told += [] if moving or left else ["nothing to do"]
+    parts: list[Part] = [(clip(f"{title}: {', '.join(filter(None, told))}", width, charset), None)]
+    return parts + (_change_parts({**view, "changes": moving}, charset, width)[1:] if moving else [])
 
 
 def as_page(title: str, views: Views, **shape: t.Any) -> str:

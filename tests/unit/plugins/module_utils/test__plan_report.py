@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import typing as t
 
@@ -125,16 +126,27 @@ def test_a_quiet_fleet_is_green() -> None:
     assert bottom_line("Plan", {"gpu-01": plan_view(plan(), facts(services={}))})[0].endswith("; nothing to run")
 
 
-def test_many_hosts_with_nothing_to_do_have_a_line_each() -> None:
-    views = {}
-    for number in range(14):
-        view = settled()
-        view["cards"] = view["cards"][: 1 + number % 3]
-        view["services"][0]["port"] = number
-        views[f"gpu-{number:02}"] = view
-    page = as_page("Plan", views)
-    assert page.count(", nothing to do\n") == 14
+def unlike(view: dict[str, t.Any], count: int) -> dict[str, t.Any]:
+    """As many hosts, each with something of its own."""
+    hosts = {}
+    for number in range(count):
+        own = copy.deepcopy(view)
+        own["services"][0]["port"] = number
+        hosts[f"gpu-{number:02}"] = own
+    return hosts
+
+
+def test_many_hosts_are_shown_in_brief_and_those_with_errors_in_full() -> None:
+    page = as_page("Plan", unlike(settled(), 13), charset=ASCII)
+    assert page.count(": 1 of 3 GPUs used, nothing to do\n") == 13
     assert "GPU 0" not in page
+    assert "--limit HOST shows one in full" in page
+    views = {**unlike(fresh(), 13), "gpu-99": fresh(gpus=[9])}
+    page = as_page("Plan", views, charset=ASCII)
+    assert page.count(": 1 of 3 GPUs used, fetch 16.6 GB\n    + chat  starts    it is not there yet\n") == 13
+    assert page.count("GPU 0  ") == 1
+    assert "error plan.gpu_missing (chat)" in page
+    assert as_page("Plan", unlike(fresh(), 12)).count("GPU 0") == 12
 
 
 def test_definitions_are_shown_on_request() -> None:
