@@ -57,7 +57,7 @@ CDI_FIRST = (29, 2)
 LOW_NOFILE = (29, 0)
 ENOUGH_NOFILE = 4096
 OLDEST_ENGINE = (25, 0)
-# NVIDIA security bulletin of July 2025: CVE-2025-23266, a container that takes over the host.
+# CVE-2025-23266: a container that takes over the host. Later bulletins of NVIDIA may ask for more.
 SAFE_TOOLKIT = (1, 17, 8)
 COMPOSE_TRAPS = {
     (2, 32, 0): "it recreates containers whose definition did not change (docker/compose#12383)",
@@ -227,8 +227,8 @@ def user_namespaces(context: Context) -> Verdict:
 
 
 @rule(
-    "docker.toolkit_old", WARNING, "The container toolkit has the fixes of its security bulletins",
-    "Before 1.17.8 an image can take over the host (CVE-2025-23266; NVIDIA security bulletin 5659).",
+    "docker.toolkit_old", WARNING, "The container toolkit is none that an image can break out of",
+    "Before 1.17.8 an image can take over the host (CVE-2025-23266, NVIDIA security bulletin of July 2025).",
 )  # fmt: skip
 def toolkit_old(context: Context) -> Verdict:
     toolkit = mapping(dig(nvidia(context), "container", "toolkit"))

@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import Co
 Map = t.Mapping[str, t.Any]
 GIB = 2**30
 MIB = 2**20
-# vLLM's own default since 0.31 or so; a service that states no share takes this much of each of its cards.
+# vLLM's default (0.33; it was 0.9 before): a service that states no share takes this much of each of its cards.
 DEFAULT_UTILIZATION = 0.92
 # Data-centre and professional boards, by the names that nvidia-smi gives them.
 _DATA_CENTRE = re.compile(

@@ -264,7 +264,7 @@ def retired_pages_pending(context: Context) -> Verdict:
         if dig(card, "ecc", "retired_pages_pending") is not True:
             return None
         seen = f"{label(card, context)} waits to retire a memory page"
-        return Failure(seen, "nothing pending", f"{reset(card)}; more than 60 retired pages are a case for replacement")
+        return Failure(seen, "nothing pending", f"{reset(card)}; 'nvidia-smi -q -d PAGE_RETIREMENT' counts them")
 
     return of_cards(context, "its retired pages", lambda card: isinstance(card.get("ecc"), t.Mapping), look)
 
@@ -363,7 +363,10 @@ def mig_empty(context: Context) -> Verdict:
         if dig(card, "mig", "current") != "enabled" or dig(card, "mig", "devices") != []:
             return None
         index = index_of(card)
-        remedy = f"turn MIG off: nvidia-smi -i {index} -mig 0; or make partitions: nvidia-smi mig -i {index} -cgi 19 -C"
+        remedy = (
+            f"turn MIG off: nvidia-smi -i {index} -mig 0; or make partitions: nvidia-smi mig -i {index} -lgip lists "
+            "them"
+        )
         severity = graded(card, context)
         return Failure(f"{label(card, context)} is in MIG mode and has no partition", "MIG off, or partitions", remedy,
                        severity=severity)  # fmt: skip

@@ -74,7 +74,7 @@ def _wide(context: Context) -> list[Map]:
 
 @rule(
     "host.python", ERROR, "The host's Python is one that Ansible's modules run on",
-    "ansible-core 2.19 and newer run modules on Python 3.9 and newer (ansible-core support matrix).",
+    "The modules of this collection need Python 3.9, as those of ansible-core 2.20 and newer do.",
 )  # fmt: skip
 def python(context: Context) -> Verdict:
     have = version(mapping(context.facts).get("python_version"))[:2]
