@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _turns
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _render, _stack, _turns
 
 # Loads for a while, then answers /health; says when it does what.
 ENGINE = """
@@ -125,3 +125,37 @@ def test_one_that_waits_can_be_ended(host: Host) -> None:
         time.sleep(0.05)
     waiting.terminate()
     assert waiting.wait(timeout=30) == -signal.SIGTERM
+
+
+def test_what_supervisor_and_a_person_start_waits_too(host: Host) -> None:
+    """The script of a service, as a deploy writes it, with an engine of its own Python."""
+    binaries = host.directory / "engine/bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python").symlink_to(sys.executable)
+    (binaries / "vllm").write_text(f"#!{sys.executable}\n{ENGINE}")
+    (binaries / "vllm").chmod(0o755)
+    root = host.directory / "root"
+    services = []
+    for name in ("a", "b"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        services.append(
+            {
+                "name": name,
+                "gpus": [{"uuid": "GPU-cc", "shared": True}],
+                "ready_timeout": 60,
+                "url": f"http://127.0.0.1:{port}",
+                "command": [f"{binaries}/vllm", name, str(port), "2"],
+            }
+        )
+    _stack.Stack(_stack.Layout(str(root)), None)._turns([_stack.Desired(service) for service in services])  # type: ignore[arg-type]
+    (host.directory / "environment").write_text("X=1\n")
+    for service in services:
+        command = list(_turns.in_turn(service, str(root))["command"])
+        script = host.directory / f"{service['name']}.sh"
+        script.write_text(_render.launch_script(str(host.directory / "environment"), command))
+        host.started.append(subprocess.Popen(["/bin/sh", script], cwd=host.directory, start_new_session=True))
+    for service in services:
+        host.until(f"{service['name']} ready")
+    assert [line.split()[1] for line in host.log] == ["loads", "ready", "loads", "ready"]
