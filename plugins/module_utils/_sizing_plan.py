@@ -342,8 +342,8 @@ def _context(service: str, model: Model, demand: Demand, sizing: Sizing, longest
         remedy += ", or limit-mm-per-prompt: '{\"video\": 0}' under args: if no videos are asked about"
     return Finding(
         "plan.context_too_long",
-        ERROR,
-        f"{_needs(demand, sizing)}: {taken}",
+        _severity(sizing),
+        f"{_needs(demand, sizing)}: {taken}{_doubt(sizing)}",
         f"a context of at most {longest} tokens",
         remedy,
         service,
@@ -365,8 +365,9 @@ def _short(service: str, model: Model, demand: Demand, sizing: Sizing) -> Findin
         remedy = "use larger cards, or pipeline-parallel-size under args:"
     return Finding(
         "plan.memory_short",
-        ERROR,
-        f"{_needs(demand, sizing)}: {gib(sizing.weights_bytes)} of weights leave no room for one request",
+        _severity(sizing),
+        f"{_needs(demand, sizing)}: {gib(sizing.weights_bytes)} of weights leave no room for one request"
+        f"{_doubt(sizing)}",
         f"at most {gib(sizing.budget_bytes)} per GPU",
         remedy,
         service,
@@ -386,7 +387,8 @@ def _over_committed(service: str, demand: Demand, sizing: Sizing) -> Finding:
         seen = f"gpu_memory_utilization is {demand.utilization:g}, which asks for {gib(sizing.budget_bytes)} per GPU"
     return Finding(
         "plan.memory_short",
-        ERROR,
+        # What the contexts take is an estimate; half of it is certain.
+        ERROR if sizing.budget_bytes + outside // 2 > total else WARNING,
         f"{seen}; {_card(demand)} {gib(total)} for CUDA, of which about {gib(outside)} go to the CUDA context"
         + (" and NCCL" if sizing.tensor_parallel * sizing.pipeline_parallel > 1 else ""),
         f"at most {gib(total - outside)} per GPU: vLLM refuses to start when less is free than it asks for",
@@ -416,6 +418,17 @@ def _tight(service: str, model: Model, demand: Demand, sizing: Sizing) -> Findin
         "; ".join(remedies),
         service,
     )
+
+
+def _severity(sizing: Sizing) -> str:
+    """An error where it cannot start whatever the estimates are worth, else a warning: nothing is refused on a guess."""
+    return ERROR if sizing.short_bytes > sizing.margin_bytes else WARNING
+
+
+def _doubt(sizing: Sizing) -> str:
+    if sizing.short_bytes > sizing.margin_bytes:
+        return ""
+    return f"; it is {gib(sizing.short_bytes)} short, and the estimates may be off by {gib(sizing.margin_bytes)}"
 
 
 def _needs(demand: Demand, sizing: Sizing) -> str:

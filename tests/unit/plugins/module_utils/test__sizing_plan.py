@@ -186,9 +186,11 @@ def test_a_context_that_does_not_fit_names_one_that_does():
 
 
 def test_a_video_can_be_what_is_too_much():
-    one = only(check("qwen2.5-vl-7b", memory=32 * GIB, length=100000)[1])
+    one = only(check("qwen2.5-vl-7b", memory=24 * GIB, length=100000)[1])
     assert one.code == "plan.context_too_long"
     assert "go to the encoder at work on the largest image or video" in one.seen
+    assert one.severity == "error"
+    one = only(check("qwen2.5-vl-7b", memory=32 * GIB, length=100000)[1])
     assert """limit-mm-per-prompt: '{"video": 0}'""" in one.remedy
     images = check("qwen2.5-vl-7b", memory=32 * GIB, length=100000, limit_mm_per_prompt='{"video": 0}')
     assert images[0].fits
@@ -219,6 +221,22 @@ def test_what_fits_by_a_hair_is_a_warning_with_a_way_out():
     assert (one.code, one.severity) == ("plan.memory_tight", "warning")
     shorter = int(re.search(r"max_model_len: (\d+)", one.remedy).group(1))
     assert check("qwen3-8b", memory=24 * GIB, gpu="NVIDIA A10", length=shorter)[1] == []
+
+
+def test_nothing_is_refused_on_a_guess():
+    """What misses by less than the estimates may be off is a warning, and says so."""
+    fits = size_of(model("qwen3-8b"), Demand(memory_total_bytes=24 * GIB - DRIVER_BYTES))
+    near = check("qwen3-8b", memory=24 * GIB, gpu="", length=fits.max_len_fitting + 1024)
+    assert not near[0].fits
+    one = only(near[1])
+    assert (one.code, one.severity) == ("plan.context_too_long", "warning")
+    assert "the estimates may be off by" in one.seen
+    far = only(check("llama-3.1-8b", memory=24 * GIB)[1])
+    assert far.severity == "error"
+    assert "may be off" not in far.seen
+    # 0.98 of the card leave 0.47 GiB for a context of about 0.54.
+    doubtful = only(check("qwen3-8b", memory=24 * GIB, length=8192, gpu_memory_utilization=0.98)[1])
+    assert (doubtful.code, doubtful.severity) == ("plan.memory_short", "warning")
 
 
 def test_auto_takes_what_fits():
