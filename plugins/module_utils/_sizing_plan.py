@@ -421,7 +421,7 @@ def _tight(service: str, model: Model, demand: Demand, sizing: Sizing) -> Findin
 
 
 def _severity(sizing: Sizing) -> str:
-    """An error where it cannot start whatever the estimates are worth, else a warning: nothing is refused on a guess."""
+    """An error where it cannot start whatever the estimates are worth; nothing is refused on a guess."""
     return ERROR if sizing.short_bytes > sizing.margin_bytes else WARNING
 
 
