@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import typing as t
 from datetime import UTC, datetime
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.gpufleet.vllm.plugins.action.vllm_report import width
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import Context
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_report import FAIL_ON, fleet_report
@@ -21,6 +21,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import lost_connection
 
 display = Display()
+
+# Lines that are longer are harder to read.
+NARROWEST, WIDEST = 80, 140
+# Of the run's own output: the strategy loads this file before it starts the worker of a task, which has no terminal.
+COLUMNS = shutil.get_terminal_size((120, 24)).columns
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "title": {"type": "str", "default": "Preflight"},
@@ -50,7 +55,7 @@ class ActionModule(ActionBase):
         if not (options["quiet"] and _nothing_to_say(found)):
             # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
             display.display("")
-            for text, colour in table(options["title"], found, width(), display.verbosity > 0):
+            for text, colour in table(options["title"], found, width(COLUMNS), display.verbosity > 0):
                 display.display(text, color=colour)
         stopped = {name: host["stopped_by"] for name, host in found["hosts"].items() if host["stopped_by"]}
         result.update(changed=False, ok=found["ok"], counts=found["counts"], stopped=stopped, notes=notes(found))
@@ -58,6 +63,10 @@ class ActionModule(ActionBase):
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             result.update(_written(options["path"], {**found, "title": options["title"], "finished": finished}))
         return result
+
+
+def width(columns: int) -> int:
+    return min(WIDEST, max(NARROWEST, columns))
 
 
 def parts_of(options: dict[str, t.Any]) -> tuple[dict[str, dict[str, t.Any]], list[Context]]:

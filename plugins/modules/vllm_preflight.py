@@ -38,7 +38,7 @@ options:
     default: {}
   skip:
     description:
-      - Codes of rules that are not asked. The report names them. Findings of the plan cannot be turned off.
+      - Codes of rules that are not asked. The report names them.
     type: list
     elements: str
     default: []

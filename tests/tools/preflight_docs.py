@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(sys.prefix) / "collections"))
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_skip import SKIPPABLE  # noqa: E402
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import AnyRule, anchor_of  # noqa: E402
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_rules import (  # noqa: E402
     SKIP_UNKNOWN,
@@ -32,6 +33,12 @@ FAMILIES = {
     "hub": "Model hub",
     "fleet": "Across hosts",
 }
+PLANNED = """\
+### The plan
+
+Findings of the plan (`plan.*`, `service.*`) say what cannot be carried out. Those that are estimates, or rest on what others publish, can be turned off by
+the same variable: {codes}.
+"""  # noqa: E501
 OWN = f"""\
 ### The preflight itself
 
@@ -53,7 +60,8 @@ def tables(rules: Sequence[AnyRule]) -> str:
         rows = [row(one) for one in rules if one.code.partition(".")[0] == family]
         head = [f"### {title}", "", "| code | severity | what holds | why |", "|---|---|---|---|"]
         parts.append("\n".join([*head, *rows, ""]))
-    return "\n".join([*parts, OWN])
+    planned = PLANNED.format(codes=", ".join(f"`{code}`" for code in sorted(SKIPPABLE)))
+    return "\n".join([*parts, planned, OWN])
 
 
 def page(text: str, rules: Sequence[AnyRule]) -> str:

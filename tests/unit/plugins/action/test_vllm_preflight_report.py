@@ -146,6 +146,11 @@ def test_the_file(screen: Screen, tmp_path: Path) -> None:
         assert f"C({key})" in described, key
 
 
+@pytest.mark.parametrize(("columns", "expected"), [(60, 80), (100, 100), (300, 140)])
+def test_the_width_of_the_terminal(columns: int, expected: int) -> None:
+    assert vllm_preflight_report.width(columns) == expected
+
+
 def test_a_file_that_cannot_be_written(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run(hosts={"gpu-01": outcome()}, path=str(tmp_path / "file" / "preflight.json"))
