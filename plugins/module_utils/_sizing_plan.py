@@ -273,6 +273,9 @@ def assess(
     if max_model_len in ("auto", -1):
         demand = replace(demand, max_model_len=longest_context(model, demand) or None)
     sizing = size_of(model, demand)
+    if model.multimodal and not sizing.fits:
+        # A shorter context has a smaller encoder at work, so that more of it fits than what is left now would hold.
+        sizing = replace(sizing, max_len_fitting=longest_context(model, demand))
     return sizing, check(service, model, demand, sizing, allow_long)
 
 

@@ -186,7 +186,10 @@ def test_a_context_that_does_not_fit_names_one_that_does():
 
 
 def test_a_video_can_be_what_is_too_much():
-    one = only(check("qwen2.5-vl-7b", memory=24 * GIB, length=100000)[1])
+    sizing, found = check("qwen2.5-vl-7b", memory=24 * GIB, length=100000)
+    one = only(found)
+    assert f"at most {sizing.max_len_fitting} tokens" in one.expected
+    assert sizing.max_len_fitting > 16384, "with a shorter video"
     assert one.code == "plan.context_too_long"
     assert "go to the encoder at work on the largest image or video" in one.seen
     assert one.severity == "error"
