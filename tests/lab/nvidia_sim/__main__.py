@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from nvidia_sim.build import digest, install
-from nvidia_sim.state import SimError, as_json, expand
+from nvidia_sim.state import SimError, expand
+from nvidia_sim.views import as_json
 
 
 def main() -> int:

@@ -28,19 +28,8 @@ from datetime import datetime
 from pathlib import Path
 
 from nvidia_sim import ctk
-from nvidia_sim.state import (
-    FAULTS,
-    ORPHANS,
-    SimError,
-    State,
-    as_json,
-    data_path,
-    flat,
-    kernel_log,
-    pci_files,
-    proc_files,
-    read,
-)
+from nvidia_sim.state import FAULTS, ORPHANS, SimError, State, data_path, read
+from nvidia_sim.views import as_json, flat, kernel_log, pci_files, proc_files
 
 # The programs of the container toolkit, and the function that is each.
 TOOLKIT = {
