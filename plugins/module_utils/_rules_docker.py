@@ -308,7 +308,10 @@ def cdi_stale(context: Context) -> Verdict:
         path, made_for = text(spec.get("path")), version(spec.get("driver_version"))
         length = min(len(made_for), len(driver))
         if length and made_for[:length] != driver[:length]:
-            seen = f"{path} was made for driver {text(spec.get('driver_version'))}, and the host runs {dotted(driver)}"
+            seen = (
+                f"{path} was made for driver {text(spec.get('driver_version'))}, and the host runs "
+                f"{text(nvidia(context).get('driver_version'))}"
+            )
             found.append(Failure(seen, "a specification of this driver", GENERATE, severity=severity))
             continue
         made, installed = number(spec.get("mtime")), number(nvidia(context).get("driver_installed_at"))

@@ -133,6 +133,11 @@ def unusable(context: Context) -> Verdict:
     return [Failure(f"{seen} ({code})", "a driver that lists the GPUs", remedy, severity=severity)]
 
 
+def _agree(module: tuple[int, ...], library: tuple[int, ...]) -> bool:
+    """As far as both are given; NVML puts its own major version in front: 13.580.95.05 is of driver 580.95.05."""
+    return any(len(found) > 0 and module[: len(found)] == found[: len(module)] for found in (library, library[1:]))
+
+
 @rule(
     "driver.mismatch", ERROR, "The loaded kernel module and the driver's library have one version",
     "After an upgrade under a running module nvidia-smi and every new engine fail (Driver/library version mismatch).",
@@ -141,13 +146,16 @@ def mismatch(context: Context) -> Verdict:
     if not on_gpus(context):
         return None
     facts = nvidia(context)
-    module, library = version(facts.get("kernel_module_version")), version(facts.get("library_version"))
-    length = min(len(module), len(library))
-    if facts.get("library_version_mismatch") is not True and (not length or module[:length] == library[:length]):
-        return (
-            None if length or facts.get("library_version_mismatch") is False else Unknown("the versions are not told")
-        )
-    seen = f"kernel module {dotted(module) or '(unknown)'}, library {dotted(library) or '(unknown)'}"
+    told, module, library = (
+        facts.get("library_version_mismatch"),
+        text(facts.get("kernel_module_version")),
+        text(facts.get("library_version")),
+    )
+    if told is not True and (not module or not library):
+        return None if told is False else Unknown("the versions of the kernel module and of the library are not told")
+    if told is not True and _agree(version(module), version(library)):
+        return None
+    seen = f"kernel module {module or '(unknown)'}, library {library or '(unknown)'}"
     remedy = (
         "stop the services, then 'modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia' or "
         "reboot; "

@@ -96,7 +96,8 @@ def missing(context: Context) -> Verdict:
         return Unknown("the GPUs of the host are not told")
     there = cards(context)
     gone = [uuid for uuid in uuids if uuid not in {text(card.get("uuid")) for card in there}]
-    if len(there) >= count and not gone:
+    # A driver that lists no card at all is another finding.
+    if (len(there) >= count and not gone) or (not there and text(nvidia(context).get("reason_code"))):
         return None
     seen = f"{len(there)} GPU(s)" + (f", without {listed(gone)}" if gone else "")
     remedy = (

@@ -75,7 +75,7 @@ CASES = [
     passes("docker.cdi_stale", {f"{CDI}>specs": [
         {**FACTS["nvidia"]["container"]["cdi"]["specs"][0], "path": "/etc/cdi/nvidia.yaml", "driver_version": "535.1"},
         FACTS["nvidia"]["container"]["cdi"]["specs"][0]]}),
-    fails("docker.cdi_stale", "warning", "was made for driver 570.124.06, and the host runs 580.95.5", OLD_SPEC),
+    fails("docker.cdi_stale", "warning", "was made for driver 570.124.06, and the host runs 580.95.05", OLD_SPEC),
     fails("docker.cdi_stale", "error", "was made for driver 570.124.06", {**OLD_SPEC, **THROUGH_CDI}),
     fails("docker.cdi_stale", "error", "was made for driver", {**OLD_SPEC, f"{GPUS}>0>driver": "cdi"}),
     fails("docker.cdi_stale", "warning", "is older than the driver",
