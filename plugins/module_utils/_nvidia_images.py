@@ -69,10 +69,30 @@ def parse_images(wanted: t.Sequence[str], out: str, err: str, rc: int) -> dict[s
         return None
     present = [reference for reference in wanted if reference not in missing]
     if len(present) != len(found):
-        return None
+        # Docker named an absent one in other words than it was asked for: go by the names of those that are there.
+        present = [next((name for name in wanted if _is_called(item, name)), "") for item in found]
+        if rc == 0 or not all(present):
+            return None
     images = {reference: absent() for reference in wanted}
     images.update({reference: describe(reference, item) for reference, item in zip(present, found)})
     return images
+
+
+def _is_called(item: t.Mapping[str, t.Any], reference: str) -> bool:
+    name, _at, digest = _short(reference).partition("@")
+    if digest:
+        # Docker takes a tag beside a digest and looks at the digest alone.
+        repository = name if "/" in name.rpartition(":")[2] else name.rpartition(":")[0] or name
+        return f"{repository}@{digest}" in map(_short, _texts(item.get("RepoDigests")))
+    tagged = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+    return tagged in map(_short, _texts(item.get("RepoTags"))) or item.get("Id") == reference
+
+
+def _short(reference: str) -> str:
+    """Without what Docker adds and leaves out as it likes."""
+    for prefix in ("docker.io/", "index.docker.io/", "library/"):
+        reference = reference.removeprefix(prefix)
+    return reference
 
 
 def describe(reference: str, item: t.Mapping[str, t.Any]) -> Image:

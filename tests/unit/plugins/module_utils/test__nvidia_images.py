@@ -121,6 +121,30 @@ def test_only_absent_ones(message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "reference",
+    [
+        "docker.io/vllm/vllm-openai:v0.33.0",
+        "vllm/vllm-openai:v0.33.0@sha256:3f1a",
+        "vllm/vllm-openai@sha256:3f1a",
+        "sha256:8d1f",
+    ],
+)
+def test_an_absent_one_that_docker_words_in_its_own_way(reference: str) -> None:
+    message = NONE.format("docker.io/library/gone:1")
+    found = images.parse_images(["gone:1", reference], json.dumps([VLLM]), message, 1)
+    assert found is not None
+    assert {name: image["present"] for name, image in found.items()} == {"gone:1": False, reference: True}
+
+
+def test_an_image_without_a_tag_is_the_latest() -> None:
+    latest = {"RepoTags": ["localhost:5000/a/b:latest"]}
+    message = NONE.format("docker.io/library/gone:1")
+    found = images.parse_images(["gone", "localhost:5000/a/b"], json.dumps([latest]), message, 1)
+    assert found is not None
+    assert [image["present"] for image in found.values()] == [False, True]
+
+
+@pytest.mark.parametrize(
     ("out", "err", "rc"),
     [
         ("", "Cannot connect to the Docker daemon", 1),
