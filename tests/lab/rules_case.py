@@ -17,6 +17,7 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
     Context,
@@ -156,6 +157,11 @@ def tells(failure: Failure) -> None:
     assert "{" not in failure.seen
     assert "None" not in failure.seen, failure.seen
     assert "()" not in failure.seen, failure.seen
+
+
+def tells_all(findings: t.Sequence[Finding]) -> None:
+    for one in findings:
+        tells(Failure(one.seen, one.expected, one.remedy))
 
 
 def incomplete(rules: t.Sequence[t.Any], cases: t.Sequence[Case]) -> list[str]:
