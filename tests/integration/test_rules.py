@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The preflight's rules on what the real probe gathers from a simulated NVIDIA: each fault is named, and nothing else."""
+"""The preflight's rules on what the real probe gathers of a simulated NVIDIA: each fault is named, and no other."""
 
 from __future__ import annotations
 
