@@ -20,7 +20,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import GIB, GRAPHS, Sizing
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import GIB, GRAPHS
 
 _VERSION = re.compile(r"vLLM API server version (\S+)|V1 LLM engine \(v([^)]+)\)")
 _LOADED = re.compile(r"(?:Model loading|Loading model weights) took ([0-9.]+) Gi?B")
@@ -29,6 +29,10 @@ _TOKENS = re.compile(r"(?:GPU|CPU|XPU|HPU) KV cache size: ([0-9,]+) tokens")
 _CONCURRENCY = re.compile(r"Maximum concurrency for ([0-9,]+) tokens per request: ([0-9.]+)x")
 _GRAPHS = re.compile(r"(?:Graph capturing finished in [0-9.]+ secs, took|Estimated CUDA graph memory:) (-?[0-9.]+) GiB")
 _DIGITS_MAX = 18
+
+CACHE = "KV cache"
+LINES = 400
+"""How much of a log is read for its last boot; that of a model of many parts takes some two hundred lines."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +98,24 @@ def parse(text: str) -> BootLog:
     )
 
 
-def compare(boot: BootLog, sizing: Sizing) -> list[Drift]:
-    """How far the sum was off, for what the log tells; the cache's size counts only at the same context length."""
-    rows = dict(sizing.rows)
-    pairs: list[tuple[str, float, float | None, str]] = [
-        ("weights", sizing.weights_bytes / GIB, boot.weights_gib, "GiB"),
-        ("KV cache", sizing.kv_available_bytes / GIB, boot.available_gib, "GiB"),
+def compare(boot: BootLog, memory: t.Mapping[str, t.Any]) -> list[Drift]:
+    """How far a sum (``Sizing.as_dict``) was off, for what the log tells; the cache's size counts only at the same
+    context length."""
+    graphs = [row.get("bytes") for row in memory.get("rows") or [] if row.get("label") == GRAPHS]
+    pairs: list[tuple[str, t.Any, float, float | None, str]] = [
+        ("weights", memory.get("weights_bytes"), GIB, boot.weights_gib, "GiB"),
+        (CACHE, memory.get("kv_available_bytes"), GIB, boot.available_gib, "GiB"),
+        (GRAPHS, graphs[0] if graphs else None, GIB, boot.graphs_gib, "GiB"),
     ]
-    if GRAPHS in rows:
-        pairs.append((GRAPHS, rows[GRAPHS] / GIB, boot.graphs_gib, "GiB"))
-    if boot.max_model_len == sizing.max_model_len:
-        pairs.append(("KV cache", sizing.concurrency * sizing.max_model_len, boot.tokens, "tokens"))
-        pairs.append(("requests at once", sizing.concurrency, boot.concurrency, "requests"))
-    return [Drift(what, estimated, seen, unit) for what, estimated, seen, unit in pairs if seen is not None]
+    length, times = memory.get("max_model_len"), memory.get("concurrency")
+    if boot.max_model_len == length and isinstance(times, (int, float)) and isinstance(length, int):
+        pairs.append((CACHE, times * length, 1, boot.tokens, "tokens"))
+        pairs.append(("requests at once", times, 1, boot.concurrency, "requests"))
+    return [
+        Drift(what, estimated / unit, seen, name)
+        for what, estimated, unit, seen, name in pairs
+        if seen is not None and isinstance(estimated, (int, float))
+    ]
 
 
 def _numbers(pattern: t.Pattern[str], text: str) -> list[float]:

@@ -17,6 +17,7 @@ import typing as t
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _boot_log
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe import Endpoint, interrogate, wait_for_health
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import RUNTIMES, absolute_root, make_backend
@@ -133,6 +134,16 @@ def ask(options: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     backend = backend_of(options)
     with ThreadPoolExecutor(max(1, len(endpoints))) as pool:
         reports = [report.as_dict() for report in pool.map(interrogate, endpoints)]
+    reckoned = {entry["name"]: entry.get("memory") for entry in options["endpoints"]}
     for report in reports:
         report["log"] = [] if report["ok"] or not backend else backend.tail(report["name"], options["log_lines"])
+        report["memory"] = _drift(backend, report["name"], reckoned.get(report["name"])) if report["ok"] else []
     return {"ok": all(report["ok"] for report in reports), "reports": reports}
+
+
+def _drift(backend: Backend | None, name: str, memory: t.Any) -> list[dict[str, t.Any]]:
+    """How far the plan's sum is from what the engine said when it started; nothing where its log tells no more."""
+    if backend is None or not isinstance(memory, dict):
+        return []
+    boot = _boot_log.parse("\n".join(backend.tail(name, _boot_log.LINES)))
+    return [drift.as_dict() for drift in _boot_log.compare(boot, memory)]

@@ -116,10 +116,20 @@ def service_lines(service: t.Mapping[str, t.Any]) -> list[str]:
     if service.get("gpus"):
         cards = ", ".join(f"{gpu['index']} ({gpu['uuid']})" for gpu in service["gpus"])
         lines.append(f"{INDENT}GPUs      {cards}")
+    lines += [f"{INDENT}memory    {text}" for text in _memory_texts(service.get("memory") or [])]
     results = service.get("results") or []
     for result in results:
         lines += [INDENT + line for line in _result_lines(result, results)]
     return lines
+
+
+def _memory_texts(drifts: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+    """The room for the cache as the plan reckoned it, and as the engine has it."""
+    return [
+        f"{drift['seen']:g} GiB of KV cache, reckoned were {drift['estimated']:g} GiB ({drift['percent']:+g} %)"
+        for drift in drifts
+        if (drift.get("what"), drift.get("unit")) == ("KV cache", "GiB")
+    ]
 
 
 def _one_line(text: t.Any) -> str:
@@ -410,6 +420,7 @@ def host_report(
                 "state_text": _state_text(report, state),
                 "version": report.get("version"),
                 "results": report.get("results") or [],
+                "memory": report.get("memory") or [],
             }
         )
     return {

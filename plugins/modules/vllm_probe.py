@@ -143,6 +143,8 @@ reports:
     - For each endpoint C(name), C(url), C(ok), C(version) (of vLLM), C(model_id), C(max_model_len) and C(results).
       Each result has C(kind), C(asked), C(expected), C(answered), C(ok), C(reason), C(seconds) and
       C(first_token_seconds).
+    - C(memory) has, for a service of this host whose plan reckoned its memory, what the engine said of its own when it
+      started, each with C(what), C(estimated), C(seen), C(unit) and C(percent). It is empty where its log tells no more.
     - The kinds are those of the probes, and besides V(models) (the list), V(key), V(stream) (the second half of a chat)
       and V(routes) (only if the engine's routes could not be told).
   returned: when the endpoints were asked
@@ -155,6 +157,7 @@ reports:
       version: 0.32.0
       model_id: smollm2-135m
       max_model_len: 2048
+      memory: [{what: KV cache, estimated: 24.58, seen: 24.83, unit: GiB, percent: -1.0}]
       results: []
 """
 

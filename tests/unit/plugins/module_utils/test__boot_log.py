@@ -68,7 +68,7 @@ def test_numbers_that_are_none(number):
 def sizing(**options):
     document = json.loads((CONFIGS / "qwen2-7b.json").read_text(encoding="utf-8"))
     plain = {"memory_total_bytes": int(79.25 * GIB), "gpu_name": "NVIDIA A100", "utilization": 0.5}
-    return size(read_config(document), **{**plain, "max_model_len": 16384, "enforce_eager": True, **options})
+    return size(read_config(document), **{**plain, "max_model_len": 16384, "enforce_eager": True, **options}).as_dict()
 
 
 def test_the_estimate_against_the_log():
@@ -91,6 +91,11 @@ def test_what_the_log_does_not_tell_is_not_compared():
     # Another context length: the number of tokens says nothing then.
     assert {one.unit for one in compare(parse(V0_10), sizing(max_model_len=8192))} == {"GiB"}
     assert "CUDA graphs" in {one.what for one in compare(parse(V0_10), sizing(enforce_eager=False))}
+
+
+@pytest.mark.parametrize("memory", [{}, {"rows": None, "weights_bytes": "many", "concurrency": None}])
+def test_a_sum_that_is_none(memory):
+    assert compare(parse(V0_10), memory) == []
 
 
 def test_drift_in_percent():

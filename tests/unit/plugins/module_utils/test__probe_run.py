@@ -124,6 +124,20 @@ def test_ask_shows_the_log_of_those_that_failed(monkeypatch: pytest.MonkeyPatch)
     assert _probe_run.ask(options()) == {"ok": True, "reports": []}
 
 
+def test_what_the_engine_says_of_its_memory_stands_beside_what_was_reckoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Booted(Backend):
+        def tail(self, name: str, lines: int) -> list[str]:
+            return ["INFO [gpu_worker.py:563] Available KV cache memory: 8.00 GiB", "INFO: Application startup complete."]
+
+    monkeypatch.setattr(_probe_run, "make_backend", lambda *_args: Booted())
+    monkeypatch.setattr(_probe_run, "interrogate", lambda one: Report(one.name, one.url, ok=True, results=[]))
+    sized = {**endpoint(), "memory": {"kv_available_bytes": 10 * 1024**3}}
+    (report, other) = _probe_run.ask(options(sized, endpoint("b"), runtime="supervisor"))["reports"]
+    assert report["memory"] == [{"what": "KV cache", "estimated": 10.0, "seen": 8.0, "unit": "GiB", "percent": 25.0}]
+    assert other["memory"] == []
+    assert _probe_run.ask(options(sized))["reports"][0]["memory"] == [], "no process manager, no log"
+
+
 def test_a_bad_root_is_refused() -> None:
     with pytest.raises(FleetError):
         _probe_run.ask(options(endpoint(), runtime="supervisor", root="/"))

@@ -350,3 +350,11 @@ def test_what_a_model_says_cannot_move_the_cursor() -> None:
     assert "asked     a b" in text
     assert "Paris \ufffd模型 é 👩\u200d🔬 x" in text
     assert summary.printable("模型\u3000\xa0é\tx") == "模型\u3000\xa0é\tx"
+
+
+def test_the_memory_of_a_service_stands_beside_what_was_reckoned() -> None:
+    drift = {"what": "KV cache", "estimated": 24.58, "seen": 24.83, "unit": "GiB", "percent": -1.0}
+    tokens = {**drift, "unit": "tokens"}
+    service = {"name": "a", "url": "http://h:1", "model": "o/m", "ok": True, "keyed": True, "memory": [drift, tokens]}
+    lines = [line.strip() for line in summary.service_lines(service)]
+    assert lines[-1] == "memory    24.83 GiB of KV cache, reckoned were 24.58 GiB (-1 %)"
