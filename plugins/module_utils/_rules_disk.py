@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     mapping,
     service_name,
     services,
+    short_image,
     size,
     text,
     texts,
@@ -167,7 +168,7 @@ def _images(context: Context) -> list[Need]:
         # An image that nobody looked for may be there.
         if image and root_dir and facts.get("present") is False and image_facts(service, context) is None:
             amount = whole(facts.get("size_bytes"))
-            found[image] = Need(root_dir, amount or IMAGE_BYTES, image, not amount)
+            found[image] = Need(root_dir, amount or IMAGE_BYTES, short_image(service), not amount)
     return list(found.values())
 
 

@@ -41,8 +41,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     service_name,
     services,
     setting,
+    short_image,
     text,
     texts,
+    upgrade,
     users_of,
     version,
     whole,
@@ -71,7 +73,6 @@ SLOW_STORAGE = {
 }
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 GENERATE = "nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml (or systemctl restart nvidia-cdi-refresh)"
-UPGRADE = "upgrade it: apt install --only-upgrade"
 
 
 def _engine(context: Context) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ def engine_old(context: Context) -> Verdict:
         return _silent(context, "the version of Docker Engine")
     if have >= OLDEST_ENGINE:
         return None
-    remedy = f"{UPGRADE} docker-ce docker-ce-cli containerd.io (drain the host: containers restart)"
+    remedy = f"{upgrade('docker-ce docker-ce-cli containerd.io', context)} (drain the host: containers restart)"
     return [Failure(f"Docker Engine {dotted(have)}", f"{dotted(OLDEST_ENGINE)} or newer", remedy)]
 
 
@@ -119,7 +120,7 @@ def compose_trap(context: Context) -> Verdict:
     trap = COMPOSE_TRAPS.get(t.cast("tuple[int, int, int]", have))
     if not trap:
         return None
-    remedy = f"{UPGRADE} docker-compose-plugin"
+    remedy = upgrade("docker-compose-plugin", context)
     return [Failure(f"Docker Compose {dotted(have)}: {trap}", "any later release", remedy)]
 
 
@@ -207,16 +208,12 @@ def user_namespaces(context: Context) -> Verdict:
     rootless, options = flag(docker(context).get("rootless")), docker(context).get("security_options")
     mapped = [option for option in texts(options) if option.split(",")[0] in ("name=userns", "name=rootless")]
     if rootless is True or mapped:
-        what = (
-            "Docker runs without root"
-            if rootless or "name=rootless" in mapped
-            else "Docker remaps users (userns-remap)"
-        )
-        remedy = (
-            "use the system's Docker: delete userns-remap from /etc/docker/daemon.json and 'systemctl restart "
-            "docker', or "
-            "set vllm_image: '' for the bare form"
-        )
+        without_root = rootless is True or any(option.startswith("name=rootless") for option in mapped)
+        what = "Docker runs without root" if without_root else "Docker remaps users (userns-remap)"
+        remedy = "delete userns-remap from /etc/docker/daemon.json, then 'systemctl restart docker'"
+        if without_root:
+            remedy = "use the system's Docker: 'systemctl enable --now docker', and no DOCKER_HOST in the environment"
+        remedy += "; or set vllm_image: '' for the bare form"
         return [Failure(what, "Docker as root, without remapped users", remedy)]
     if rootless is None and not isinstance(options, list):
         return _silent(context, "whether Docker remaps users")
@@ -239,9 +236,8 @@ def toolkit_old(context: Context) -> Verdict:
         return Unknown("the version of the container toolkit is not told (nvidia-ctk --version)")
     if have >= SAFE_TOOLKIT:
         return None
-    remedy = (
-        f"{UPGRADE} nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container1, then restart docker"
-    )
+    packages = "nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container1"
+    remedy = f"{upgrade(packages, context)}, then 'systemctl restart docker'"
     return [Failure(f"NVIDIA Container Toolkit {dotted(have)}", f"{dotted(SAFE_TOOLKIT)} or newer", remedy)]
 
 
@@ -371,7 +367,7 @@ def image_architecture(context: Context) -> Verdict:
             silent.append(text(service.get("image")))
         elif architecture != machine:
             remedy = f"choose an image for {machine} in vllm_image, or pull it with --platform linux/{machine}"
-            seen = f"{text(service.get('image'))} is for {architecture}, and the host is {machine}"
+            seen = f"{short_image(service)} is for {architecture}, and the host is {machine}"
             found.append(Failure(seen, machine, remedy, service_name(service)))
     if silent and not found:
         return Unknown(f"the architecture of {listed(sorted(set(silent)))} or of the host is not told")
@@ -395,7 +391,12 @@ def image_absent(context: Context) -> Verdict:
         elif not present:
             remedy = f"vllm_image_pull: missing, or 'docker load' it (docker image inspect {image})"
             found.append(
-                Failure(f"{image} is not on the host, and is not pulled", "the image", remedy, service_name(service))
+                Failure(
+                    f"{short_image(service)} is not on the host, and is not pulled",
+                    "the image",
+                    remedy,
+                    service_name(service),
+                )
             )
     if silent and not found:
         return Unknown(f"whether {listed(sorted(set(silent)))} is there is not told")
@@ -420,7 +421,7 @@ def image_other_version(context: Context) -> Verdict:
             silent.append(image)
         elif tagged and inside and tagged[:3] != inside[:3]:
             remedy = "name the image after its version, or correct vllm_image (docker image inspect tells its labels)"
-            seen = f"{image} has vLLM {dotted(inside)}"
+            seen = f"{short_image(service)} has vLLM {dotted(inside)}"
             found.append(Failure(seen, f"vLLM {dotted(tagged)}", remedy, service_name(service)))
     if silent and not found:
         return Unknown(f"the vLLM version in {listed(sorted(set(silent)))} is not told")

@@ -27,6 +27,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     contained,
     dig,
     dotted,
+    install_driver,
+    install_fabric_manager,
     is_data_centre,
     label,
     listed,
@@ -37,6 +39,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     on_gpus,
     service_name,
     services,
+    short_image,
     text,
     users_of,
     version,
@@ -66,7 +69,6 @@ FIRST_CUDA = (
 COMPATIBILITY = "VLLM_ENABLE_CUDA_COMPATIBILITY"
 # Reasons without a fault: a host that simply has no GPU, which the plan speaks of.
 NO_FAULT = ("", "nvidia.no_gpu")
-INSTALL = f"playbooks/prerequisites.yml installs no driver: install branch R{ADVISED} or newer and reboot"
 
 
 def branch(context: Context) -> int | None:
@@ -158,8 +160,7 @@ def mismatch(context: Context) -> Verdict:
     seen = f"kernel module {module or '(unknown)'}, library {library or '(unknown)'}"
     remedy = (
         "stop the services, then 'modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia' or "
-        "reboot; "
-        "then hold the packages: apt-mark hold 'nvidia-*' 'libnvidia-*'"
+        "reboot; then hold the packages: apt-mark hold 'nvidia-*' 'libnvidia-*'"
     )
     return [Failure(seen, "one version", remedy)]
 
@@ -182,14 +183,13 @@ def cuda(context: Context) -> Verdict:
         bridged = bool(able) and len(able) == len(cards_of(service, context)) and have >= 535
         if bridged and _forward(service):
             return None
-        remedy = (
-            f"install driver R{oldest} or newer and reboot (apt install nvidia-driver-{oldest}-server-open), or set "
-        )
+        remedy = f"install driver R{oldest} or newer and reboot ({install_driver(oldest, context)}), or set "
         remedy += f"vllm_image to one for CUDA {wanted[0] - 1}" + (" (a tag with -cu129)" if wanted[0] == 13 else "")
         if bridged:
             remedy += f'; until then {COMPATIBILITY}: "1" under environment: bridges it on these data-centre GPUs'
         seen = (
-            f"driver {text(nvidia(context).get('driver_version'))}, and {service['image']} is for CUDA {dotted(wanted)}"
+            f"driver {text(nvidia(context).get('driver_version'))}, and {short_image(service)} is for CUDA "
+            f"{dotted(wanted)}"
         )
         return Failure(seen, f"driver R{oldest} or newer", remedy, service_name(service))
 
@@ -216,7 +216,7 @@ def cuda_minor(context: Context) -> Verdict:
     def look(service: Map, wanted: tuple[int, ...]) -> Failure | None:
         if wanted[0] != have[0] or wanted <= have:
             return None
-        seen = f"the driver knows CUDA {dotted(have)}, and {service['image']} is built with {dotted(wanted)}"
+        seen = f"the driver knows CUDA {dotted(have)}, and {short_image(service)} is built with {dotted(wanted)}"
         remedy = (
             f"install the driver that came with CUDA {dotted(wanted)} or a newer one, or an image for {dotted(have)}"
         )
@@ -273,9 +273,7 @@ def branch_ended(context: Context) -> Verdict:
         return None
     ended = f"ended in {last[0]}-{last[1]:02d}" if last else "has ended, or was a short-lived feature branch"
     seen = f"driver {text(nvidia(context).get('driver_version'))}: branch R{have} {ended}"
-    remedy = (
-        f"install a branch that is maintained, such as R{ADVISED} (apt install nvidia-driver-{ADVISED}-server-open)"
-    )
+    remedy = f"install a branch that is maintained, such as R{ADVISED} ({install_driver(ADVISED, context)}), and reboot"
     return [Failure(seen, "a long-term or production branch", remedy)]
 
 
@@ -290,7 +288,9 @@ def compute_capability(context: Context) -> Verdict:
         for card in cards_of(service, context):
             have = version(card.get("compute_capability"))[:2]
             first = next((cuda for capability, cuda in FIRST_CUDA if have >= capability), ())
-            seen = f"{label(card, context)} has compute capability {dotted(have)}, and {service['image']} is for CUDA "
+            seen = (
+                f"{label(card, context)} has compute capability {dotted(have)}, and {short_image(service)} is for CUDA "
+            )
             seen += dotted(wanted)
             if have and lowest and have < lowest:
                 remedy = "choose an older image in vllm_image or image:, or give the service other gpus:"
@@ -349,10 +349,7 @@ def fabric_manager(context: Context) -> Verdict:
         if ready:
             return None
         have = branch(context)
-        remedy = (
-            f"apt install nvidia-fabricmanager{f'-{have}' if have else ''} in the driver's version, then "
-            f"{RESTART_FABRIC}"
-        )
+        remedy = f"{install_fabric_manager(have, context)} in the driver's version, then {RESTART_FABRIC}"
         return [Failure("Fabric Manager is not installed, and the host has NVSwitch", "Fabric Manager", remedy)]
     if manager.get("active") is None:
         return Unknown("whether Fabric Manager runs is not told")
@@ -379,9 +376,7 @@ def fabric_manager_version(context: Context) -> Verdict:
     if theirs[:length] == ours[:length]:
         return None
     driver = text(nvidia(context).get("driver_version"))
-    remedy = (
-        f"install nvidia-fabricmanager in version {driver} ('apt policy nvidia-fabricmanager-{ours[0]}'), and hold both"
-    )
+    remedy = f"{install_fabric_manager(ours[0], context)} in version {driver}, and hold both packages"
     seen = f"Fabric Manager {text(manager.get('version'))}, driver {driver}"
     return [Failure(seen, f"Fabric Manager {driver}", f"{remedy}; then {RESTART_FABRIC}")]
 

@@ -157,6 +157,39 @@ def utilization(service: Map) -> float:
     return DEFAULT_UTILIZATION
 
 
+# ---- words
+
+
+def short_image(service: Map) -> str:
+    """An image as a person reads it: of a digest the beginning."""
+    name, separator, digest = text(service.get("image")).partition("@")
+    return f"{name}{separator}{digest[:19]}"
+
+
+def _red_hat(context: Context) -> bool:
+    system = mapping(mapping(context.facts).get("os"))
+    words = f"{text(system.get('id'))} {text(system.get('id_like'))}".split()
+    return bool(set(words) & {"rhel", "fedora", "centos", "rocky", "almalinux", "ol", "amzn"})
+
+
+def upgrade(packages: str, context: Context) -> str:
+    """The command that upgrades packages that are there, in the words of the host's distribution."""
+    return f"dnf upgrade {packages}" if _red_hat(context) else f"apt install --only-upgrade {packages}"
+
+
+def install_driver(branch: int, context: Context) -> str:
+    """The command that installs a branch of the driver, from NVIDIA's or the distribution's repository."""
+    if _red_hat(context):
+        return f"dnf module install nvidia-driver:{branch}-open"
+    return f"apt install nvidia-driver-{branch}-server-open"
+
+
+def install_fabric_manager(branch: int | None, context: Context) -> str:
+    if _red_hat(context):
+        return "dnf install nvidia-fabric-manager"
+    return f"apt install nvidia-fabricmanager{f'-{branch}' if branch else ''}"
+
+
 # ---- cards
 
 

@@ -101,9 +101,8 @@ def missing(context: Context) -> Verdict:
         return None
     seen = f"{len(there)} GPU(s)" + (f", without {listed(gone)}" if gone else "")
     remedy = (
-        "run 'nvidia-smi -L' and 'lspci -d 10de:', read 'dmesg | grep -i xid', reboot the host; if the card was "
-        "taken out, "
-        "lower vllm_expected_gpus"
+        "run 'nvidia-smi -L' and 'lspci -d 10de:', read 'dmesg | grep -i xid', reboot the host; if the card was taken "
+        "out, lower vllm_expected_gpus"
     )
     return [Failure(seen, f"{count} GPU(s), as vllm_expected_gpus says", remedy)]
 
@@ -385,12 +384,16 @@ def persistence(context: Context) -> Verdict:
         return None
 
     def look(card: Map) -> Failure | None:
-        if text(card.get("persistence_mode")) != "disabled":
-            return None
-        seen = f"persistence is off on {label(card, context)}, and nvidia-persistenced does not run"
-        return Failure(seen, "the persistence daemon", "systemctl enable --now nvidia-persistenced")
+        return Failure(index_of(card), "", "") if text(card.get("persistence_mode")) == "disabled" else None
 
-    return of_cards(context, "its persistence mode", lambda card: bool(text(card.get("persistence_mode"))), look, True)
+    verdict = of_cards(
+        context, "its persistence mode", lambda card: bool(text(card.get("persistence_mode"))), look, True
+    )
+    if not verdict or isinstance(verdict, Unknown):
+        return verdict
+    off = listed(failure.seen for failure in verdict)
+    seen = f"persistence is off on GPU {off}, and nvidia-persistenced does not run"
+    return [Failure(seen, "the persistence daemon", "systemctl enable --now nvidia-persistenced")]
 
 
 # ---- free

@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     service_name,
     services,
     setting,
+    short_image,
     text,
     texts,
     whole,
@@ -87,7 +88,7 @@ def docker_proxy(context: Context) -> Verdict:
         return None
     images = mapping(dig(context.facts, "nvidia", "container", "images"))
     absent = [
-        text(service.get("image"))
+        short_image(service)
         for service in services(context)
         if mapping(images.get(text(service.get("image")))).get("present") is not True
     ]
@@ -159,9 +160,8 @@ def unreachable(context: Context) -> Verdict:
     way = f" through {text(hub.get('proxy'))}" if text(hub.get("proxy")) else ""
     seen = f"{_place(context)}{way}: {error.rstrip('.') or f'HTTP status {status}'}"
     remedy = (
-        f"'curl -sSI {_place(context)}' on the host says more; allow it in the firewall, set https_proxy for the "
-        "host, or "
-        "vllm_hub_endpoint to a mirror"
+        f"'curl -sSI {_place(context)}' on the host says more; allow it in the firewall, set https_proxy for the host, "
+        "or vllm_hub_endpoint to a mirror"
     )
     if status == 407:
         remedy = "put the user and password of the proxy into https_proxy of the host's environment (/etc/environment)"

@@ -89,8 +89,8 @@ def pcie_generation(context: Context) -> Verdict:
         if not 0 < now < most or (whole(dig(card, "utilization", "gpu_percent")) or 0) < 20:
             return None
         remedy = (
-            f"reseat the card, or set the slot's speed in the BIOS; 'nvidia-smi -q -i {index_of(card)} -d PCIE' "
-            "shows it"
+            f"reseat the card, or set the slot's speed in the BIOS; 'nvidia-smi -q -i {index_of(card)} -d PCIE' shows "
+            "it"
         )
         return Failure(f"the link of {label(card, context)} runs at generation {now} of {most}", f"{most}", remedy)
 

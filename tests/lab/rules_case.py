@@ -42,7 +42,7 @@ SETTINGS = {
 }
 # A remedy names what to type (a command, a file of it) or what to set (a variable, a key of a service).
 COMMAND = re.compile(
-    r"\b(?:nvidia-smi|nvidia-ctk|systemctl|apt|apt-mark|docker|kill|mount|du|dmesg|modprobe|lspci|setpci|ipmitool|curl|ps|"
+    r"\b(?:dnf|nvidia-smi|nvidia-ctk|systemctl|apt|apt-mark|docker|kill|mount|du|dmesg|modprobe|lspci|setpci|ipmitool|curl|ps|"
     r"getent|chronyc|semanage|nvidia-bug-report\.sh|ansible-inventory|uname|fuser|update-grub|cuda-gdb)\b"
 )
 VARIABLE = re.compile(

@@ -116,3 +116,28 @@ def test_cards_are_looked_at_by_who_uses_them() -> None:
     assert rf.of_cards(context, "the heat", known, look) == [Failure("3", "", "")]
     assert rf.label(context.facts["gpus"][0], context) == "GPU 0 (NVIDIA H100 80GB HBM3, used by chat)"
     assert rf.label(context.facts["gpus"][3], context) == "GPU 3 (NVIDIA H100 80GB HBM3, spare)"
+
+
+@pytest.mark.parametrize(
+    ("system", "command"),
+    [
+        ({"id": "ubuntu", "id_like": "debian"}, "apt install --only-upgrade docker-ce"),
+        ({"id": "rocky", "id_like": "rhel centos fedora"}, "dnf upgrade docker-ce"),
+        ({"id": "rhel", "id_like": None}, "dnf upgrade docker-ce"),
+        (None, "apt install --only-upgrade docker-ce"),
+    ],
+)
+def test_commands_are_those_of_the_distribution(system: t.Any, command: str) -> None:
+    context = host({"os": system})
+    assert rf.upgrade("docker-ce", context) == command
+    red_hat = command.startswith("dnf")
+    assert rf.install_driver(580, context).startswith("dnf module install nvidia-driver:580") is red_hat
+    assert rf.install_fabric_manager(580, context) == (
+        "dnf install nvidia-fabric-manager" if red_hat else "apt install nvidia-fabricmanager-580"
+    )
+
+
+def test_a_digest_is_shortened() -> None:
+    assert rf.short_image({"image": f"a/b:v1@sha256:{'0123456789' * 7}"}) == "a/b:v1@sha256:012345678901"
+    assert rf.short_image({"image": "a/b:v1"}) == "a/b:v1"
+    assert rf.short_image({}) == ""
