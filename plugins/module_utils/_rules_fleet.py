@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, WARNING
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
     Context,
@@ -273,51 +274,43 @@ def same_host(contexts: t.Sequence[Context]) -> FleetVerdict:
 
 
 @rule(
-    "fleet.address", ERROR, "Each host is reached at an address of its own",
+    "fleet.address", ERROR, "Each service is reached at an address of its own host",
     "A gateway or a client that asks one address for two hosts reaches one of them, and never the other.",
 )  # fmt: skip
 def duplicate_address(contexts: t.Sequence[Context]) -> FleetVerdict:
     if len(contexts) < 2:
         return None
-    served = [context for context in contexts if services(context)]
-    silent = [context.host for context in served if not _tells_addresses(context)]
-    found: dict[tuple[str, ...], list[str]] = {}
-    by_address: dict[str, list[Context]] = {}
-    for context in served:
-        for one in _addresses(context):
-            by_address.setdefault(one, []).append(context)
-    for one, group in by_address.items():
-        machines = {_deployed_to(context) or context.host for context in group}
+    silent: list[str] = []
+    by_place: dict[str, list[Context]] = {}
+    for context in contexts:
+        for service in services(context):
+            url = text(service.get("public_url"))
+            if not url:
+                silent.append(context.host)
+            elif not _is_own(url):
+                by_place.setdefault(_place(url), []).append(context)
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for place, group in by_place.items():
         # Two names for one machine are another finding.
-        if len(machines) > 1:
-            found.setdefault(tuple(sorted({context.host for context in group})), []).append(one)
-    if silent and not found:
-        return Unknown(f"the address of {listed(silent, 4)} is not told")
+        if len({_deployed_to(context) or context.host for context in group}) > 1:
+            shared.setdefault(tuple(sorted({context.host for context in group})), []).append(place)
+    if silent and not shared:
+        return Unknown(f"the address of {listed(dict.fromkeys(silent), 4)} is not told")
     remedy = "set vllm_address for each of them, or bind_address: of its services, to an address that is its own"
     return [
-        (
-            hosts,
-            Failure(f"{listed(sorted(shared))} is the address of {listed(hosts)}", "an address for each host", remedy),
-        )
-        for hosts, shared in sorted(found.items())
+        (hosts, Failure(f"{listed(sorted(places))} is at {listed(hosts)}", "an address for each host", remedy))
+        for hosts, places in sorted(shared.items())
     ]
 
 
-def _tells_addresses(context: Context) -> bool:
-    if text(setting(context, "vllm_address")):
-        return True
-    return all(text(service.get("public_url")) or text(service.get("bind_address")) for service in services(context))
+def _place(url: str) -> str:
+    """Address and port: hosts behind one address may have a port each."""
+    return url.partition("://")[2].partition("/")[0]
 
 
-def _addresses(context: Context) -> set[str]:
-    """Where others reach the host's services; loopback is everybody's."""
-    found = {text(setting(context, "vllm_address"))}
-    for service in services(context):
-        host = text(service.get("public_url")).partition("://")[2].partition("/")[0]
-        found.add((host.rpartition(":")[0] or host).strip("[]"))
-        found.add(text(service.get("bind_address")))
-    everybodys = ("", "0.0.0.0", "::", "::1", "localhost")
-    return {one for one in found if one not in everybodys and not one.startswith("127.")}
+def _is_own(url: str) -> bool:
+    """A service on loopback, which is every host's own, and which nobody asks from outside."""
+    return is_loopback((_place(url).rpartition(":")[0] or _place(url)).strip("[]"))
 
 
 @rule(

@@ -14,12 +14,12 @@ FACTS_OF = f"nvidia>container>images>{IMAGE}"
 OTHER = {
     "boot>id": "other",
     "settings>vllm_address": "10.0.0.12",
-    "plan>services>*>public_url": "http://10.0.0.12:8000",
 }
 TAG = "vllm/vllm-openai:v0.33.0"
 TAGGED = {"plan>services>*>image": TAG}
 DIGEST = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm/vllm-openai@sha256:{'a' * 64}"]}}
 MOVED = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm/vllm-openai@sha256:{'b' * 64}"]}}
+URL = "plan>services>0>public_url"
 CHAT = "Qwen/Qwen3-32B@v1.0"
 DECLARED = "plan>services>0>declared"
 
@@ -77,13 +77,15 @@ CASES = [
     passes("fleet.address", {}, OTHER),
     # Two names for one machine are another finding.
     passes("fleet.address", {}, {}),
-    passes("fleet.address", {"plan>services": []}, {**OTHER, "settings>vllm_address": "10.0.0.11"}),
-    fails("fleet.address", "error", "10.0.0.11 is the address of gpu-01, gpu-02",
-          {}, {**OTHER, "settings>vllm_address": "10.0.0.11"}),
-    fails("fleet.address", "error", "10.9.9.9 is the address of gpu-01, gpu-02",
-          {"plan>services>0>bind_address": "10.9.9.9"}, {**OTHER, "plan>services>0>bind_address": "10.9.9.9"}),
-    unknown("fleet.address", {}, {**OTHER, "settings>vllm_address": None, "plan>services>0>public_url": None,
-                                 "plan>services>0>bind_address": None}),
+    passes("fleet.address", {URL: "http://10.0.0.11:8000"}, {**OTHER, URL: "http://10.0.0.12:8000"}),
+    passes("fleet.address", {URL: "http://10.0.0.11:8000"}, {**OTHER, URL: "http://10.0.0.11:9000"}),
+    passes("fleet.address", {URL: "http://127.0.0.1:8000"}, {**OTHER, URL: "http://127.0.0.1:8000"}),
+    passes("fleet.address", {URL: "http://[::1]:8000"}, {**OTHER, URL: "http://[::1]:8000"}),
+    fails("fleet.address", "error", "10.0.0.11:8000 is at gpu-01, gpu-02",
+          {URL: "http://10.0.0.11:8000"}, {**OTHER, URL: "http://10.0.0.11:8000"}),
+    fails("fleet.address", "error", "[fd00::1]:8000 is at gpu-01, gpu-02",
+          {URL: "http://[fd00::1]:8000"}, {**OTHER, URL: "http://[fd00::1]:8000"}),
+    unknown("fleet.address", {}, {**OTHER, URL: None}),
     passes("fleet.clocks"),
     passes("fleet.clocks", {}, OTHER),
     # Asked a minute later, and right.
