@@ -297,8 +297,8 @@ gpu_reason:
   sample: ""
 models:
   description: >-
-    O(models) by C(OWNER/NAME@REVISION), each as RV(gpufleet.vllm.vllm_model_info#module:models) has it. V(null) for one
-    that gave no answer in time.
+    O(models) by C(OWNER/NAME@REVISION), each as RV(gpufleet.vllm.vllm_model_info#module:models) has it. V(null) for
+    one that gave no answer in time.
   returned: success
   type: dict
   sample: {}

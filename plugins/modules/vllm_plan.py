@@ -190,8 +190,8 @@ options:
     default: []
   skip:
     description:
-      - Codes of findings that are turned off, such as V(plan.memory_short), an estimate. RV(plan) names under C(skipped)
-        those that were. Only judgements can be turned off. A code without which there is nothing that could be run stays.
+      - Codes of findings that are turned off, such as V(plan.memory_short), an estimate. RV(plan) names under
+        C(skipped) those that were. Only judgements can be turned off, and no code without which nothing could be run.
     type: list
     elements: str
     default: []

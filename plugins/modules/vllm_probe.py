@@ -143,8 +143,9 @@ reports:
     - For each endpoint C(name), C(url), C(ok), C(version) (of vLLM), C(model_id), C(max_model_len) and C(results).
       Each result has C(kind), C(asked), C(expected), C(answered), C(ok), C(reason), C(seconds) and
       C(first_token_seconds).
-    - C(memory) has, for a service of this host whose plan reckoned its memory, what the engine said of its own when it
-      started, each with C(what), C(estimated), C(seen), C(unit) and C(percent). It is empty where its log tells no more.
+    - C(memory) has, for a service of this host whose plan reckoned its memory, what the engine said of its own when
+      it started, each with C(what), C(estimated), C(seen), C(unit) and C(percent). It is empty where its log does not
+      tell that any more.
     - The kinds are those of the probes, and besides V(models) (the list), V(key), V(stream) (the second half of a chat)
       and V(routes) (only if the engine's routes could not be told).
   returned: when the endpoints were asked

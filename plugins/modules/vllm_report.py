@@ -24,8 +24,8 @@ extends_documentation_fragment:
   - gpufleet.vllm._attributes.info_module
 notes:
   - The file is written at once or not at all. Its C(schema) is 1, and rises when a key changes its meaning or goes, not
-    when one is added. Beside it stand C(title), C(finished) (when, in UTC), C(ok) (whether all is well), C(notes), C(counts)
-    (C(hosts), C(hosts_failed), C(hosts_unreachable), C(services), C(services_ok)) and C(hosts).
+    when one is added. Beside it stand C(title), C(finished) (when, in UTC), C(ok) (whether all is well), C(notes),
+    C(counts) (C(hosts), C(hosts_failed), C(hosts_unreachable), C(services), C(services_ok)) and C(hosts).
   - Each host has C(failure) (empty if there is none), C(unreachable), C(engine), C(runtime), C(artifacts) (each with
     C(model), C(path), C(commit), C(bytes_total), C(bytes_fetched), C(seconds), C(changed) and C(ok)) and C(services).
     Each service has C(name), C(model), C(revision), C(served_model_name), C(url), C(keyed) (whether it asks for an API

@@ -77,7 +77,9 @@ def test_an_empty_mapping_asks_for_nothing() -> None:
     assert refused(gpus={})[2] == "write gpus: {count: 1}, or leave gpus: out"
 
 
-@pytest.mark.parametrize("value", ["auto", 0, 2, [0, UUID], {"count": 2, "link": "nvlink"}, {"count": 1, "name": "L40S"}])
+@pytest.mark.parametrize(
+    "value", ["auto", 0, 2, [0, UUID], {"count": 2, "link": "nvlink"}, {"count": 1, "name": "L40S"}]
+)
 def test_a_wish_as_data_is_what_was_written(value: t.Any) -> None:
     wish = None if value == "auto" else parse_gpus(value)
     assert json.loads(json.dumps(wish_data(wish))) == ("auto" if value is None else value)

@@ -127,7 +127,10 @@ def test_ask_shows_the_log_of_those_that_failed(monkeypatch: pytest.MonkeyPatch)
 def test_what_the_engine_says_of_its_memory_stands_beside_what_was_reckoned(monkeypatch: pytest.MonkeyPatch) -> None:
     class Booted(Backend):
         def tail(self, name: str, lines: int) -> list[str]:
-            return ["INFO [gpu_worker.py:563] Available KV cache memory: 8.00 GiB", "INFO: Application startup complete."]
+            return [
+                "INFO [gpu_worker.py:563] Available KV cache memory: 8.00 GiB",
+                "INFO: Application startup complete.",
+            ]
 
     monkeypatch.setattr(_probe_run, "make_backend", lambda *_args: Booted())
     monkeypatch.setattr(_probe_run, "interrogate", lambda one: Report(one.name, one.url, ok=True, results=[]))
