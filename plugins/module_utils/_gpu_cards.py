@@ -23,10 +23,14 @@ GIB = 1 << 30
 MOST_STEPS = 20_000
 
 
+def _whole(value: t.Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def usable_cards(cards: t.Any) -> list[Card]:
     """The cards that answer, by index."""
     listed = cards if isinstance(cards, (list, tuple)) else []
-    found = [card for card in listed if isinstance(card, t.Mapping) and type(card.get("index")) is int]
+    found = [card for card in listed if isinstance(card, t.Mapping) and _whole(card.get("index"))]
     return sorted((card for card in found if isinstance(card.get("uuid"), str)), key=lambda card: int(card["index"]))
 
 

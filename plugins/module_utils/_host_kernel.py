@@ -18,8 +18,12 @@ import resource
 import time
 import typing as t
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_docker import UNLIMITED, Limits, parse_limits
-from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_docker import processes_called as processes_called
+from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_docker import (
+    UNLIMITED,
+    Limits,
+    parse_limits,
+    processes_called,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_health import Find, Reader, boot_time
 from ansible_collections.gpufleet.vllm.plugins.module_utils._process import Runner
 

@@ -266,9 +266,9 @@ def _card(card: _gpu_cards.Card) -> Card:
         uuid=card["uuid"],
         index=card["index"],
         name=name if isinstance(name, str) else "",
-        memory_bytes=memory if type(memory) is int and memory > 0 else None,
+        memory_bytes=memory if (isinstance(memory, int) and not isinstance(memory, bool)) and memory > 0 else None,
         capability=_capability(card.get("compute_capability")),
-        numa=node if type(node) is int and node >= 0 else None,
+        numa=node if (isinstance(node, int) and not isinstance(node, bool)) and node >= 0 else None,
         healthy=False if _gpu_cards.broken(card) else None,
     )
 
@@ -309,7 +309,7 @@ def _unusable(cards: t.Sequence[_gpu_cards.Card]) -> dict[str, str]:
             if not isinstance(process, t.Mapping) or process.get("service", "") is not None:
                 continue
             used = process.get("memory_used_bytes")
-            if type(used) is int and used >= FOREIGN_BYTES:
+            if (isinstance(used, int) and not isinstance(used, bool)) and used >= FOREIGN_BYTES:
                 taken[card["uuid"]] = f"process {process.get('pid')} ({process.get('name') or 'unknown'})"
     return taken
 
@@ -346,7 +346,7 @@ def _running(facts: t.Mapping[str, t.Any]) -> dict[str, Running]:
         uuids = [card.get("uuid") for card in listed if isinstance(card, t.Mapping)] if isinstance(listed, list) else []
         cards = tuple(uuid for uuid in uuids if isinstance(uuid, str))
         ports = [(services or {}).get(name, {}).get("port") for services in said]
-        running[name] = Running(cards, next((port for port in ports if type(port) is int), None))
+        running[name] = Running(cards, next((port for port in ports if isinstance(port, int)), None))
     return running
 
 
@@ -362,7 +362,7 @@ def _busy(facts: t.Mapping[str, t.Any]) -> dict[int, str]:
     listening = facts.get("listening")
     busy: dict[int, str] = {}
     for entry in listening if isinstance(listening, (list, tuple)) else []:
-        if isinstance(entry, t.Mapping) and type(entry.get("port")) is int and not entry.get("service"):
+        if isinstance(entry, t.Mapping) and isinstance(entry.get("port"), int) and not entry.get("service"):
             busy[entry["port"]] = str(entry.get("process") or "a process of another user")
     return busy
 

@@ -95,7 +95,7 @@ def shares(card: Card) -> list[tuple[str, int]]:
     return [(kind, count) for kind, count in found if count > 0]
 
 
-def bar(card: Card, charset: Charset) -> str:
+def filled(card: Card, charset: Charset) -> str:
     """In proportion to the card's memory; whatever is there at all has a cell, and what does not fit is cut off."""
     total = card.get("memory_total_bytes")
     if not total:
@@ -137,7 +137,7 @@ def map_lines(view: View, charset: Charset, width: int) -> list[tuple[str, str |
     lines: list[tuple[str, str | None]] = []
     for card, taken in zip(cards, amounts):
         front = f"{MAP_INDENT}{ends.get(card.get('index'), ' ')} GPU {card.get('index')!s:>{digits}}  "
-        drawn = f"{bar(card, charset)}  {taken:>{columns}}  "
+        drawn = f"{filled(card, charset)}  {taken:>{columns}}  "
         if card.get("mig_devices") is not None:
             drawn = f"{'split by MIG':<{BAR_CELLS}}  {taken:>{columns}}  "
         who = tenants(card) + ("" if same else f"  {card.get('name')}")

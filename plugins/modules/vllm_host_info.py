@@ -257,8 +257,8 @@ plan_digest:
 deployed:
   description:
     - What the last deploy applied, proved or not, as a plan is compared with it; V(null) on a host that never had one.
-      It has C(digest), C(runtime), C(engine), C(images), C(artifacts), C(services) by name, and C(installed), the digest
-      of each service that is installed. No value of an environment is in it.
+      It has C(digest), C(runtime), C(engine), C(images), C(artifacts), C(services) by name, and C(installed), the
+      digest of each service that is installed. No value of an environment is in it.
   returned: success
   type: dict
 record:

@@ -37,7 +37,7 @@ class GpuBox(Box):
             "ansible_python_interpreter": str(place / "python"),
             "vllm_bind_address": address,
             # This machine has no driver, and its name server and clock are not what this is about.
-            "vllm_preflight": False,
+            "vllm_preflight_enabled": False,
         }
         self.give_supervisor()
 

@@ -151,14 +151,14 @@ def test_a_deploy_says_at_the_end_what_was_turned_off_and_asks_hosts_no_more_tha
     assert f"turned off by vllm_preflight_skip: {RULE}" in box.report()["notes"]
     again = box.deploy(services, "-vvv", vllm_preflight_skip=[RULE])
     assert (again.rc, again.changed) == (0, 0), again.output
-    without = box.deploy(services, "-vvv", vllm_preflight=False)
+    without = box.deploy(services, "-vvv", vllm_preflight_enabled=False)
     assert (without.rc, without.changed) == (0, 0), without.output
     assert modules(again.output) == modules(without.output)
     assert "Preflight: " not in without.output
 
 
 def test_without_it_errors_of_the_plan_still_stop_a_deploy(fresh_box: Box) -> None:
-    run = fresh_box.deploy([{"name": "chat"}], vllm_preflight=False)
+    run = fresh_box.deploy([{"name": "chat"}], vllm_preflight_enabled=False)
     assert run.rc == 2
     assert "The plan has 1 error(s), nothing was changed." in run.output
     assert not fresh_box.root.exists()

@@ -86,7 +86,7 @@ def test_one_loads_when_the_other_is_ready(host: Host) -> None:
     for name in ("a", "b", "c"):
         host.until(f"{name} ready")
     order = [line.split()[0] for line in host.log]
-    assert order == [name for name in order[::2] for _ in range(2)], host.log
+    assert order == [name for name in order[::2] for _twice in range(2)], host.log
     waited = [name for name in "abc" if "waits for its turn" in (host.directory / f"{name}.out").read_text()]
     assert len(waited) >= 2
 

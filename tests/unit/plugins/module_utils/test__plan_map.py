@@ -12,9 +12,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
     BAR_CELLS,
     GIB,
     UTF8,
-    bar,
     clip,
     clip_start,
+    filled,
     island_ends,
     islands_text,
     legend,
@@ -82,8 +82,8 @@ def foreign(size: int | None, **more: t.Any) -> dict[str, t.Any]:
     ],
 )  # fmt: skip
 def test_bars(shown: dict[str, t.Any], expected: str) -> None:
-    assert bar(shown, ASCII) == expected
-    assert len(bar(shown, UTF8)) == BAR_CELLS == cells(bar(shown, UTF8))
+    assert filled(shown, ASCII) == expected
+    assert len(filled(shown, UTF8)) == BAR_CELLS == cells(filled(shown, UTF8))
 
 
 def test_every_character_of_a_bar_differs() -> None:

@@ -21,6 +21,10 @@ RAN = {
 }
 FIRST: dict[str, t.Any] = {"record": None, "deployed": None}
 SIZES = "plan>artifacts>*>artifact_bytes"
+KNOWN_MODELS = {
+    f"{one['model']}@{one['revision']}": {"source": "hub", "bytes_total": 1, "artifact_bytes": 71 * GIB // 2}
+    for one in ARTIFACTS
+}
 BARE: dict[str, t.Any] = {
     "plan>runtime": "systemd",
     "plan>engine": {"flavor": "cuda", "managed": True, "version": "0.33.0", "path": "/var/lib/gpufleet-vllm/engine"},
@@ -39,10 +43,8 @@ CASES = [
           {f"{DATA}>free_bytes": 10 * GIB, **FIRST}),
     # An older record does not tell what is there.
     fails("disk.space", "warning", "10.0 GiB free", {f"{DATA}>free_bytes": 10 * GIB, "record>services": {}}),
-    fails("disk.space", "error", "the deploy adds 71.0 GiB", {
-        SIZES: None, f"{DATA}>free_bytes": 10 * GIB, "plan>models": {
-        f"{one['model']}@{one['revision']}": {"source": "hub", "bytes_total": 1, "artifact_bytes": 71 * GIB // 2}
-        for one in ARTIFACTS}}),
+    fails("disk.space", "error", "the deploy adds 71.0 GiB",
+          {SIZES: None, f"{DATA}>free_bytes": 10 * GIB, "plan>models": KNOWN_MODELS}),
     # Each alone fits.
     fails("disk.space", "error", "the deploy adds 93.4 GiB", {
         "filesystems": [{**LOCAL, "path": path, "free_bytes": 80 * GIB, "total_bytes": 99 * GIB}
