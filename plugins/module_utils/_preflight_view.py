@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import textwrap
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
     ERROR,
@@ -29,6 +29,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import BLAN
 COLOURS: dict[str, str | None] = {ERROR: "red", WARNING: "yellow", INFO: None}
 # So many names or ranges of hosts are shown; the file has them all.
 MOST_HOSTS = 20
+# From so many hosts on, a finding is one also where each of them shows it in numbers of its own.
+MANY_HOSTS = 4
 # So many ways in which hosts show the same finding are told.
 MOST_SEEN = 6
 NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$", re.DOTALL)
@@ -126,14 +128,23 @@ class Group:
 
 
 def fold(found: t.Iterable[tuple[t.Sequence[str], Finding]]) -> list[Fold]:
-    """Findings that want the same done are one, also where each host shows it in numbers of its own."""
+    """Equal findings are one; so are those of many hosts that want the same done, each with numbers of its own."""
     folds: dict[tuple[str, ...], Fold] = {}
     for hosts, finding in found:
         key = (finding.code, finding.severity, finding.service, finding.expected, finding.remedy)
-        one = folds.setdefault(key, Fold(finding))
-        known = one.seen.setdefault(finding.seen, [])
+        known = folds.setdefault(key, Fold(finding)).seen.setdefault(finding.seen, [])
         known += [host for host in hosts if host not in known]
-    return list(folds.values())
+    return [part for one in folds.values() for part in _parts(one)]
+
+
+def _parts(one: Fold) -> list[Fold]:
+    if len(one.hosts) == 1 or len(one.hosts) >= MANY_HOSTS:
+        return [one]
+    by_hosts: dict[tuple[str, ...], Fold] = {}
+    for seen, hosts in one.seen.items():
+        part = by_hosts.setdefault(tuple(sorted(hosts)), Fold(replace(one.finding, seen=seen)))
+        part.seen[seen] = hosts
+    return list(by_hosts.values())
 
 
 def group(folds: t.Iterable[Fold]) -> list[Group]:
@@ -142,7 +153,10 @@ def group(folds: t.Iterable[Fold]) -> list[Group]:
         groups.setdefault(one.hosts, Group(one.hosts, [])).folds.append(one)
     for each in groups.values():
         each.folds.sort(key=lambda one: (_rank(one), one.finding.service, one.finding.code))
-    return sorted(groups.values(), key=lambda each: (each.worst, [_natural(host) for host in each.hosts]))
+    # What most hosts have is the first thing to know, and often the cause of the rest.
+    return sorted(
+        groups.values(), key=lambda each: (each.worst, -len(each.hosts), [_natural(host) for host in each.hosts])
+    )
 
 
 def _rank(one: Fold) -> int:

@@ -105,6 +105,20 @@ def test_hosts_that_show_it_in_numbers_of_their_own_share_the_remedy() -> None:
     assert "    gpu-06: 6 GiB are free\n    and likewise on gpu-07 .. gpu-09\n    expected: as it should be" in shown
 
 
+def test_few_hosts_with_numbers_of_their_own_stay_apart() -> None:
+    hosts = {f"gpu-{n:02}": made(f"gpu-{n:02}", finding("disk.space", seen=f"{n // 2} GiB")) for n in range(1, 4)}
+    shown = text(document(hosts))
+    assert "\n2 hosts: gpu-02, gpu-03\n  error disk.space: 1 GiB\n" in shown
+    assert "\ngpu-01\n  error disk.space: 0 GiB\n" in shown
+
+
+def test_what_most_hosts_have_comes_first() -> None:
+    hosts = {f"gpu-{n:02}": made(f"gpu-{n:02}", finding("hub.name")) for n in range(2, 9)}
+    hosts["gpu-01"] = made("gpu-01", finding("gpu.a"))
+    shown = text(document(hosts))
+    assert shown.index("7 hosts: gpu-02 .. gpu-08") < shown.index("\ngpu-01\n")
+
+
 def test_two_findings_of_one_rule_on_one_host_are_two_lines() -> None:
     found = document({"gpu-01": made("gpu-01", finding("gpu.a", seen="GPU 0"), finding("gpu.a", seen="GPU 1"))})
     assert "  error gpu.a: GPU 0\n    GPU 1\n    expected:" in text(found)
@@ -221,9 +235,13 @@ def test_the_notes_for_the_end_of_a_run() -> None:
         "gpu-05", finding("gpu.x"), finding("gpu.z", "info"), finding("gpu.a", "warning", seen="one")
     )
     hosts["gpu-06"] = made("gpu-06", finding("gpu.a", "warning", seen="two"))
+    for n in range(1, 5):
+        hosts[f"old-{n}"] = made(f"old-{n}", finding("host.c", "warning", seen=f"{n} GiB"))
     assert notes(document(hosts)) == [
-        "gpu.a: one, and 1 more (2 hosts: gpu-05, gpu-06)",
+        "gpu.a: one (gpu-05)",
+        "gpu.a: two (gpu-06)",
         "gpu.b (chat): gpu.b seen (4 hosts: gpu-01 .. gpu-04)",
+        "host.c: 1 GiB, and 3 more (4 hosts: old-1 .. old-4)",
     ]
 
 
