@@ -45,7 +45,7 @@ BROKEN = {
     "gpu-02": Broken("gpu.missing", "reboot the host", {"missing_gpu": 2}),
     "gpu-03": Broken("gpu.ecc_uncorrected", "nvidia-smi", {"ecc_uncorrected": {"gpu": 0, "count": 2}}),
     "gpu-04": Broken("plan.docker_down", "systemctl start docker", script="systemctl stop docker.socket docker"),
-    "gpu-05": Broken("gpu.foreign_process", "kill", {"foreign_process": {
+    "gpu-05": Broken("gpu.foreign_process", "ps -fp 31337", {"foreign_process": {
         "gpu": 1, "pid": 31337, "name": "/usr/bin/blender", "memory_mib": 61440}}),
     "gpu-06": Broken("driver.fabric_manager_version", "nvidia-fabricmanager", {"fabric_manager": "570.133.20"}),
     "gpu-07": Broken("disk.read_only", "mount", script=f"mkdir -p {MODELS} && mount -t tmpfs -o ro tmpfs {MODELS}"),
