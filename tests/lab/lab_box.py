@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ansible
 import yaml
 from fleet_box import REPOSITORY, Run, controller_environment, play
 from gpu_lab import Lab, parse, push_images, registry_address
@@ -241,8 +242,10 @@ class LabBox:
         host = host or self.names[0]
         if host not in self._prepared:
             place = f"{CODE}/ansible_collections/gpufleet/vllm/plugins"
-            self.lab.run(host, ["mkdir", "-p", place])
+            self.lab.run(host, ["mkdir", "-p", place, f"{CODE}/ansible"])
             self.lab.copy(REPOSITORY / "plugins/module_utils", host, place)
+            # What Ansible sends along with a module.
+            self.lab.copy(Path(ansible.__file__).with_name("module_utils"), host, f"{CODE}/ansible")
             self._prepared.add(host)
         own = {
             **role_defaults(),

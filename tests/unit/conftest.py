@@ -4,7 +4,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 from hypothesis import HealthCheck, settings
+
+# ansible-test does not read pyproject.toml, which says where the tests' own programs lie.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("lab", "tools")]
+
+# What is printed shall not depend on the terminal that the tests are started from.
+os.environ["COLUMNS"] = "120"
 
 # No test is a matter of time: a busy machine would fail what is right.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

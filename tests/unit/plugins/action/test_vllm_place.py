@@ -114,8 +114,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
 def test_it_places_over_all_hosts_and_says_no_secret(play: Play) -> None:
     result = play.run()
     assert (result["changed"], result["errors"], result.get("failed")) == (False, 0, None)
-    # The pattern allows whisper gpu-01 alone, where index 0 and port 8000 are those of the host's own service, and whose
-    # island is broken up already; one chat may be on gpu-04.
+    # The pattern allows whisper gpu-01 alone, where index 0 and port 8000 are those of the host's own service, and
+    # whose island is broken up already; one chat may be on gpu-04.
     assert result["hosts"] == {
         "gpu-01": [
             {"name": "chat", "gpus": ["GPU-gpu-01-1", "GPU-gpu-01-2"], "port": 8001},
@@ -137,7 +137,7 @@ def test_a_host_that_was_not_reached_may_have_what_no_other_has(play: Play) -> N
 
 def test_what_has_no_place_is_said_once_and_to_each_host(play: Play) -> None:
     play.answer("gpu-04", facts("gpu-04"))
-    services = [{"name": "large", "model": "acme/tiny", "gpus": 8}, {"name": "small", "model": "acme/tiny", "gpus": 1}]
+    services = [{"name": name, "model": "acme/tiny", "gpus": gpus} for name, gpus in (("large", 8), ("small", 1))]
     result = play.run(services=services, missing="free")
     assert (result["errors"], result["search"]) == (1, "impossible")
     assert [finding["code"] for finding in result["host_findings"]] == ["plan.placement_failed"]

@@ -52,6 +52,7 @@ def test_with_one() -> None:
             "state_text": made["services"][0]["state_text"],
             "version": "1",
             "results": [{"kind": "chat"}],
+            "memory": [],
         }
     ]
     assert made["failure"] == ""
