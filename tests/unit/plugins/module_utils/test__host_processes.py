@@ -88,9 +88,9 @@ def family() -> Iterator[t.Callable[[str, str, str], tuple[int, int]]]:
         started.append(process)
         assert process.stdout is not None
         children.append(int(process.stdout.readline()))
-        # The child has its name once it has become another program.
+        # The child has its name once it has become another program; until then its words are its parent's.
         deadline = time.monotonic() + 30
-        while child not in processes.read(f"/proc/{children[-1]}/cmdline") and time.monotonic() < deadline:
+        while not processes.read(f"/proc/{children[-1]}/cmdline").startswith(child) and time.monotonic() < deadline:
             time.sleep(0.01)
         if stays != "stay":
             process.wait(timeout=30)
