@@ -109,6 +109,10 @@ molecule: lab-tools ## Molecule scenarios on emulated hosts (SCENARIO=default fo
 bench: dev-setup ## Measure modelscope_model beside the official client (BENCH="--quick" tries it; --help tells the rest)
 	@PYTHONPATH=tests/lab:tests/bench "$(VENV)/bin/python" -m hub_bench $(BENCH)
 
+.PHONY: bench-placement
+bench-placement: dev-setup ## Measure how long placement takes, from 10 hosts to 500 (BENCH="--hosts 100" for one size)
+	@PYTHONPATH="$(VENV)/collections:tests/lab:tests/bench" "$(VENV)/bin/python" tests/bench/placement_bench.py $(BENCH)
+
 .PHONY: coverage
 coverage: dev-setup ## Unit tests with branch coverage of plugins/
 	@"$(VENV)/bin/coverage" run -m pytest -q tests/unit && "$(VENV)/bin/coverage" report

@@ -28,9 +28,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types imp
 
 PACKAGE = "ortools"
 # CP-SAT's own measure, about a second each on a common processor.
-SEARCH_LIMIT, POLISH_LIMIT = 10.0, 2.0
+SEARCH_LIMIT, POLISH_LIMIT = 10.0, 0.5
 # Beyond so many pairs of a service and a host, only the hosts that matter most are packed anew.
 MOST_PAIRS = 60_000
+# ... again and again, as long as that places more.
+MOST_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,67 @@ def solve(
         cp_model = importlib.import_module("ortools.sat.python.cp_model")
     except ImportError:
         return None
-    part, fixed = _neighbourhood(states, still, known)
-    placed: dict[str, int] = {}
-    for item in fixed:
-        placed[item.service] = placed.get(item.service, 0) + 1
-    wanted = [(want, count - placed.get(want.service, 0)) for want, count in still]
-    problem = _Problem(cp_model, part, [pair for pair in wanted if pair[1] > 0])
-    assignments, proven = problem.solve([item for item in known if item not in fixed])
-    return Solution((*fixed, *assignments), proven and len(part) == len(states))
+    found: list[Assignment] = []
+    proven = True
+    for part, wanted in _parts(states, still):
+        names = {state.host.name for state in part}
+        mine = tuple(item for item in known if item.host in names)
+        if len(mine) == sum(min(count, len(part)) for _want, count in wanted):
+            found += mine
+            continue
+        solution = _solve_part(cp_model, part, wanted, mine)
+        found += solution.assignments
+        proven = proven and solution.proven
+    return Solution(tuple(found), proven)
+
+
+def _parts(
+    states: t.Sequence[HostState], still: t.Sequence[tuple[Want, int]]
+) -> list[tuple[list[HostState], list[tuple[Want, int]]]]:
+    """The problem in pieces: hosts that have no service in common have nothing to do with each other."""
+    root = list(range(len(states)))
+
+    def find(number: int) -> int:
+        while root[number] != number:
+            root[number] = root[root[number]]
+            number = root[number]
+        return number
+
+    first: list[int | None] = []
+    for want, _count in still:
+        able = [number for number, state in enumerate(states) if state.admits(want)]
+        first.append(able[0] if able else None)
+        for number in able[1:]:
+            root[find(number)] = find(able[0])
+    hosts: dict[int, list[HostState]] = {}
+    for number, state in enumerate(states):
+        hosts.setdefault(find(number), []).append(state)
+    wants: dict[int, list[tuple[Want, int]]] = {}
+    for pair, able_first in zip(still, first):
+        if able_first is not None:
+            wants.setdefault(find(able_first), []).append(pair)
+    return [(hosts[number], wants[number]) for number in sorted(wants)]
+
+
+def _solve_part(
+    cp_model: t.Any, states: t.Sequence[HostState], still: t.Sequence[tuple[Want, int]], known: tuple[Assignment, ...]
+) -> Solution:
+    best = known
+    total = sum(count for _want, count in still)
+    for _round in range(MOST_ROUNDS):
+        part, fixed = _neighbourhood(states, still, best)
+        placed: dict[str, int] = {}
+        for item in fixed:
+            placed[item.service] = placed.get(item.service, 0) + 1
+        wanted = [(want, count - placed.get(want.service, 0)) for want, count in still]
+        problem = _Problem(cp_model, part, [pair for pair in wanted if pair[1] > 0])
+        assignments, proven = problem.solve([item for item in best if item not in fixed])
+        if len(fixed) + len(assignments) <= len(best):
+            return Solution(best, proven and len(part) == len(states))
+        best = (*fixed, *assignments)
+        if len(best) == total or len(part) == len(states):
+            return Solution(best, proven and len(part) == len(states))
+    return Solution(best, False)
 
 
 def _neighbourhood(
@@ -259,6 +314,8 @@ class _Problem:
         solver = self.cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 1
+        # All that packing is about is in the linear relaxation.
+        solver.parameters.linearization_level = 2
         solver.parameters.max_deterministic_time = limit
         return solver, solver.solve(self.model)
 
