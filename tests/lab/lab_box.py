@@ -246,6 +246,7 @@ class LabBox:
             self.lab.copy(REPOSITORY / "plugins/module_utils", host, place)
             # What Ansible sends along with a module.
             self.lab.copy(Path(ansible.__file__).with_name("module_utils"), host, f"{CODE}/ansible")
+            self.lab.run(host, ["touch", f"{CODE}/ansible/__init__.py"])
             self._prepared.add(host)
         own = {
             **role_defaults(),
