@@ -48,6 +48,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "allow_public_bind": {"type": "bool", "default": False},
     "allow_pickle": {"type": "bool", "default": False},
     "repin": {"type": "raw", "default": []},
+    "models": {"type": "dict", "default": {}},
     "skip": {"type": "list", "elements": "str", "default": []},
     "findings": {"type": "list", "elements": "dict", "default": []},
     "fail_on_errors": {"type": "bool", "default": True},
@@ -68,7 +69,9 @@ class ActionModule(ActionBase):
             result.update(changed=False, failed=True, msg="The host was not reached, so nothing is planned or changed.")
             return result
         settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
-        plan = make_plan(options["services"], settings, options["facts"])
+        facts = options["facts"]
+        facts = {**facts, "models": {**options["models"], **(facts.get("models") or {})}}
+        plan = make_plan(options["services"], settings, facts)
         earlier = options["findings"]
         plan["findings"] = [*earlier, *plan["findings"]]
         plan["errors"] += sum(finding.get("severity") == "error" for finding in earlier)

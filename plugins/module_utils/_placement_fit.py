@@ -236,7 +236,7 @@ def fits_as_is(state: HostState, want: Want, uuids: t.Sequence[str]) -> tuple[in
     cards = tuple(sorted(state.position[uuid] for uuid in uuids))
     right = (want.elastic and not want.shapes and bool(cards)) or any(
         (shape.count == len(cards) or (want.elastic and 0 < shape.count < len(cards)))
-        and all(suits(state.cards[number], want, shape.memory_bytes) for number in cards)
+        and all(suits(state.cards[number], want, 0 if shape.reckoned else shape.memory_bytes) for number in cards)
         for shape in want.shapes
     )
     if not right or (not cards and state.cards) or not holds_together(state, want, cards):

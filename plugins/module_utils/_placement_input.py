@@ -28,9 +28,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types imp
     Shape,
     Want,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import assign_gpus, recorded_pins
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import assign_gpus, gpus_of_flags, recorded_pins
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service, parse_service
-from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import model_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import model_of, size_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import demand_of, propose
 from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer
 
@@ -178,7 +178,7 @@ def _shapes(
     service = fleet.service
     least = 0 if wish.min_memory_gib is None else int(wish.min_memory_gib * (1 << 30))
     if service.gpus is not None:
-        return (Shape(wish.count, least),), []
+        return (_counted_shape(service, wish.count, least, memories, models),), []
     if not gpus:
         return (Shape(0),), []
     if service.tensor_parallel_size is not None:
@@ -186,8 +186,30 @@ def _shapes(
         for flag in PARALLEL:
             value = str(service.args.get(flag, 1))
             count *= max(1, int(value)) if value.isdecimal() else 1
-        return (Shape(count),), []
+        return (_counted_shape(service, count, 0, memories, models),), []
     return _sized_shapes(service, memories, models)
+
+
+def _counted_shape(
+    service: Service, count: int, least: int, memories: t.Sequence[tuple[int, int]], models: t.Any
+) -> Shape:
+    """So many cards, as large as the model needs them unless that was stated; where it fits on none the plan of the
+    host says why."""
+    entry = models.get(f"{service.model}@{service.revision}") if isinstance(models, t.Mapping) else None
+    try:
+        model = model_of(entry)
+    except FleetError:
+        model = None
+    if model is None or least:
+        return Shape(count, least)
+    length = service.max_model_len if isinstance(service.max_model_len, int) else None
+    for memory, _most in sorted(memories):
+        demand = demand_of(service.args, cards_memory=[memory], max_model_len=length)
+        others = gpus_of_flags(replace(service, tensor_parallel_size=None), service.args)
+        parallel = service.tensor_parallel_size or max(1, count // others)
+        if size_of(model, replace(demand, tensor_parallel=parallel)).fits:
+            return Shape(count, memory, reckoned=True)
+    return Shape(count)
 
 
 def _sized_shapes(

@@ -63,10 +63,14 @@ class Host:
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to run a service: so many cards, each with at least so much memory (0: not known)."""
+    """One way to run a service: so many cards, each with at least so much memory (0: not known).
+
+    Memory that was ``reckoned`` from the model chooses new cards, and takes none away from what runs on others.
+    """
 
     count: int
     memory_bytes: int = 0
+    reckoned: bool = False
 
 
 @dataclass(frozen=True)

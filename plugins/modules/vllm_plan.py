@@ -188,6 +188,11 @@ options:
         cards that they were deployed on, and where such a card was replaced the plan has an error.
     type: raw
     default: []
+  models:
+    description:
+      - What M(gpufleet.vllm.vllm_model_info) returned as C(models), for models that O(facts) do not tell of.
+    type: dict
+    default: {}
   skip:
     description:
       - Codes of findings that are turned off, such as V(plan.memory_short), an estimate. RV(plan) names under
@@ -249,6 +254,7 @@ EXAMPLES = r"""
     allow_public_bind: false
     allow_pickle: false
     repin: [whisper]
+    models: {"Qwen/Qwen2.5-VL-7B-Instruct@master": {bytes_total: 16584414680}}
     skip: [plan.memory_tight]
     findings: []
     fail_on_errors: true

@@ -87,6 +87,9 @@ def host_facts(count: int = 3) -> dict[str, t.Any]:
     }
 
 
+VERSIONS = {"engine_versions": {"cuda": "0.33.0"}}
+
+
 def run(arguments: dict[str, t.Any]) -> dict[str, t.Any]:
     """The action, in a task of its own."""
     loader = DataLoader()
@@ -272,9 +275,21 @@ def test_the_documentation_is_the_argument_spec() -> None:
             assert options[name].get(key) == spec.get(key), (name, key)
 
 
+def test_models_that_the_facts_do_not_tell_of() -> None:
+    """Those of the fleet were read on one host, for all; what the host itself has is known better."""
+    services = [{"name": name, "model": f"acme/{name}", "port": port} for name, port in (("a", 8000), ("b", 8001))]
+    given = {"acme/a@master": {"bytes_total": 1}, "acme/b@master": {"bytes_total": 1}}
+    own = {**host_facts(), "models": {"acme/b@master": {"bytes_total": 2}}}
+    plan = run({"services": services, "facts": own, "model_root": "/data", "models": given, **VERSIONS})["plan"]
+    assert {name: entry["bytes_total"] for name, entry in plan["models"].items()} == {
+        "acme/a@master": 1,
+        "acme/b@master": 2,
+    }
+
+
 def test_the_options_are_the_settings() -> None:
     fields = {field.name: field for field in dataclasses.fields(Settings)}
-    assert set(ARGUMENT_SPEC) - set(fields) == {"services", "facts", "findings", "fail_on_errors", "show"}
+    assert set(ARGUMENT_SPEC) - set(fields) == {"services", "facts", "findings", "models", "fail_on_errors", "show"}
     assert set(fields) <= set(ARGUMENT_SPEC)
     for name in set(fields) - {"root", "model_root"}:
         field = fields[name]

@@ -167,6 +167,22 @@ def test_the_number_of_cards_follows_from_the_model() -> None:
     assert len(fleet(given, {"a": facts("a", 8)}).hosts["a"][0]["gpus"]) == 4
 
 
+def test_a_number_of_cards_comes_to_cards_that_hold_the_model() -> None:
+    """The best fit alone would take the smaller host."""
+    known = {"acme/tiny@master": model("llama-3.1-8b.json", 16_060_000_000)}
+    both = {"a": facts("a", 2, 16), "b": facts("b", 8, 80)}
+    counted = [service("x", 1, max_model_len=16384)]
+    assert list(fleet(counted, both).hosts) == ["a"]
+    assert list(fleet(counted, both, models=known).hosts) == ["b"]
+    assert list(fleet([service("x", {"count": 1, "min_memory_gib": 10})], both, models=known).hosts) == ["a"]
+
+
+def test_what_runs_is_not_moved_by_what_is_reckoned() -> None:
+    known = {"acme/tiny@master": model("llama-3.1-8b.json", 16_060_000_000)}
+    both = {"a": facts("a", 2, 16, **deployed(x=(["GPU-a-0"], 8000))), "b": facts("b", 8, 80)}
+    assert indices(fleet([service("x", 1, max_model_len=16384)], both, models=known)) == {"a": {"x": [0]}}
+
+
 def test_a_model_of_which_nothing_is_known_runs_on_and_is_not_started() -> None:
     sized = [service("x", None)]
     running = fleet(sized, {"a": facts("a", **deployed(x=(["GPU-a-1", "GPU-a-2"], 8000)))})
