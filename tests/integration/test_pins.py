@@ -60,9 +60,8 @@ def cards(box: LabBox) -> Cards:
 
 
 def services(**whisper: t.Any) -> list[dict[str, t.Any]]:
-    """The seed; its second service asks for a number of cards. The lab's model is too small for the seed's length."""
+    """The seed; its second service asks for a number of cards."""
     first, second = seed()
-    del first["max_model_len"]
     return [first, {**second, "gpus": 1, **whisper}]
 
 

@@ -20,7 +20,7 @@ from .tiny import HEAD, Speech, Tensors, TinyModel, added_tokens, byte_tokenizer
 
 HIDDEN, INNER, LAYERS, HEADS = 128, 256, 2, 2
 VISION_INNER, VISION_DEPTH, PATCH, MERGE = 256, 2, 14, 2
-CONTEXT = 4096
+CONTEXT = 128_000
 
 SPECIAL = (
     "<|endoftext|>",
