@@ -82,10 +82,7 @@ class Looked:
 
 def play(fleet: LabBox, playbook: str, *arguments: str) -> tuple[Run, dict[str, t.Any]]:
     path = fleet.directory / f"{playbook}.json"
-    qwen, whisper = seed()
-    # The tiny model of that architecture has a small context.
-    services = [{**qwen, "max_model_len": 4096}, whisper]
-    run = fleet.play(playbook, services, *arguments, vllm_expected_gpus=3, vllm_preflight_path=str(path))
+    run = fleet.play(playbook, seed(), *arguments, vllm_expected_gpus=3, vllm_preflight_path=str(path))
     return run, json.loads(path.read_text())
 
 
