@@ -28,11 +28,9 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "path": {"type": "path", "default": ""},
 }
 NARROWEST = 80
-
-
-def width() -> int:
-    """Of the terminal, or of the COLUMNS of a log; 120 where nothing says it."""
-    return max(NARROWEST, shutil.get_terminal_size((120, 24)).columns)
+# Of the terminal, or of the COLUMNS of a log; 120 where nothing says it. The strategy loads this file before it starts
+# the worker that runs the task, whose output is not the terminal.
+COLUMNS = shutil.get_terminal_size((120, 24)).columns
 
 
 class ActionModule(ActionBase):
@@ -46,7 +44,9 @@ class ActionModule(ActionBase):
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         hosts = {**options["hosts"], **{name: {"unreachable": True} for name in options["lost"]}}
         well = all_well(hosts)
-        parts = as_parts(options["title"], hosts, options["following"], options["layout"], width(), options["notes"])
+        parts = as_parts(
+            options["title"], hosts, options["following"], options["layout"], max(NARROWEST, COLUMNS), options["notes"]
+        )
         # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
         display.display("")
         for text, colour in parts:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import re
 import stat
-import sys
 import typing as t
 from pathlib import Path
 from unittest.mock import Mock
@@ -90,16 +89,14 @@ def test_a_lost_host(screen: Screen, tmp_path: Path) -> None:
     assert document["counts"]["hosts_unreachable"] == 1
 
 
-@pytest.mark.parametrize(("columns", "expected"), [("60", 80), ("100", 100), ("200", 200)])
-def test_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: str, expected: int) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    assert vllm_report.width() == expected
-
-
-def test_without_a_terminal_it_is_120(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr(sys, "__stdout__", None)
-    assert vllm_report.width() == 120
+@pytest.mark.parametrize(("columns", "fits"), [(60, False), (200, True)])
+def test_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch, screen: Screen, columns: int, fits: bool) -> None:
+    monkeypatch.setattr(vllm_report, "COLUMNS", columns)
+    wide = {**GOOD, "services": [{**GOOD["services"][0], "model": "acme/" + "m" * 40}]}
+    run(hosts={"gpu-01": wide, "gpu-02": wide}, layout="table")
+    longest = max(map(len, screen.text.splitlines()))
+    assert longest <= max(80, columns)
+    assert ("http" in screen.text) is fits, screen.text
 
 
 def test_the_file(screen: Screen, tmp_path: Path) -> None:
