@@ -168,7 +168,8 @@ def test_without_it_errors_of_the_plan_still_stop_a_deploy(fresh_box: Box) -> No
 def test_colours_are_for_terminals(fresh_box: Box, terminal: bool) -> None:
     inventory = fresh_box.inventory([fresh_box.service("chat")], vllm_preflight_skip=[TYPO])
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), "gpufleet.vllm.preflight"]
-    environment = {name: text for name, text in controller_environment().items() if name != "ANSIBLE_NOCOLOR"}
+    dull = ("ANSIBLE_NOCOLOR", "NO_COLOR", "COLUMNS")
+    environment = {name: text for name, text in controller_environment().items() if name not in dull}
     if terminal:
         command = ["script", "--quiet", "--return", "--command", " ".join(command), "/dev/null"]
     done = subprocess.run(
