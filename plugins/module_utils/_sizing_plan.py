@@ -91,7 +91,7 @@ def demand_of(
 
     Flags that cannot be read are left at vLLM's defaults: whether they may stand is for others to say.
     """
-    flags = {str(name).replace("_", "-"): value for name, value in arguments.items()}
+    flags = _plain_flags(arguments)
     base = Demand(
         tensor_parallel=max(1, tensor_parallel),
         pipeline_parallel=_whole(flags.get("pipeline-parallel-size")) or 1,
@@ -117,6 +117,16 @@ def demand_of(
         base = replace(base, utilization=share)
     block = _whole(flags.get("block-size"))
     return replace(base, block_size=block) if block and block <= 4096 else base
+
+
+def _plain_flags(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Names with dashes, and ``no-x: true`` as ``x: false``."""
+    flags: dict[str, t.Any] = {}
+    for name, value in arguments.items():
+        spelled = str(name).replace("_", "-")
+        bare = spelled.removeprefix("no-")
+        flags[bare] = (not value if bare != spelled else value) if isinstance(value, bool) else value
+    return flags
 
 
 _UNITS = {"k": 1000, "m": 1000**2, "g": 1000**3, "K": 1024, "M": MIB, "G": GIB}

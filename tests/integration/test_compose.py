@@ -258,8 +258,6 @@ def test_systemd_and_compose_hand_over_to_each_other(lab: LabBox) -> None:
         "vllm_runtime": "systemd",
         "vllm_engine_managed": False,
         "vllm_engine_path": "/opt/engine",
-        # The lab's hosts are containers, with Docker's 64 MiB of it.
-        "vllm_preflight_skip": ["host.shm"],
     }
     run = lab.deploy(seed(), "--limit", OLD, **bare)
     assert run.rc == 0, run.output

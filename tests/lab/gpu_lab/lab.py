@@ -43,6 +43,7 @@ LABEL = "gpulab"
 DEFAULT_INVENTORY = REPOSITORY / "inventory/lab/hosts.yml"
 USERS = ("root", "ops")
 ALIVE = ("running", "paused", "disconnected")
+SHM = "64g"
 UNCONFINED = ("seccomp", "apparmor", "systempaths")
 BOOT_SECONDS = 240
 # Booting is work for the processor. More at once do not come up sooner, and time out.
@@ -299,6 +300,8 @@ class Lab:
             "--dns", MACHINE,
             "--cgroupns", "private", "--tmpfs", "/run:mode=0755,exec", "--tmpfs", "/run/lock",
             "--tmpfs", "/tmp:mode=1777,exec",
+            # As on a machine, where it may take half of the memory.
+            "--shm-size", SHM,
             *volumes,
             *(word for name in self.engine.capabilities() for word in ("--cap-add", name)),
             *(word for name in UNCONFINED for word in ("--security-opt", f"{name}=unconfined")),

@@ -360,3 +360,10 @@ def test_a_proposal_holds_what_it_says(name, cards):
 
 def test_lengths_to_write_down():
     assert [round_length(length) for length in (0, 15, 17, 2047, 2048, 18500)] == [0, 0, 16, 2032, 2048, 18432]
+
+
+def test_a_flag_that_is_turned_off_is_off():
+    off = demand_of({"no-enforce-eager": True, "no_skip_mm_profiling": True})
+    assert (off.enforce_eager, off.skip_encoder_profiling) == (False, False)
+    assert demand_of({"no-enforce-eager": False}).enforce_eager is True
+    assert demand_of({"no-enable-prefix-caching": True}) == demand_of({"enable-prefix-caching": False})
