@@ -49,6 +49,14 @@ def codes() -> list[str]:
     return [one.code for one in host_rules()] + [one.code for one in fleet_rules()]
 
 
+SAID_YES = {
+    "plan.remote_code": "vllm_allow_remote_code",
+    "plan.public_bind": "vllm_allow_public_bind",
+    "plan.pickle": "vllm_artifact_allow_pickle",
+}
+"""What needs an explicit yes, and where it is said."""
+
+
 def check_skip(skip: t.Iterable[str]) -> list[Finding]:
     """One finding for each name that turns nothing off: a typo would leave a rule on, and nobody would know why."""
     known = [*codes(), *sorted(SKIPPABLE)]
@@ -58,12 +66,17 @@ def check_skip(skip: t.Iterable[str]) -> list[Finding]:
 def _unknown_code(name: str, known: t.Sequence[str]) -> Finding:
     near = difflib.get_close_matches(name, known, 1)
     remedy = f"write {near[0]}" if near else "take the code from the table in docs/preflight.md, or leave it out"
-    if name.startswith(("plan.", "service.")):
-        remedy = "leave it out, and correct what it says: this one of the plan cannot be turned off"
+    seen = f"vllm_preflight_skip names {name}, and no rule has that code"
+    if name in SAID_YES:
+        seen = f"vllm_preflight_skip names {name}, which has a variable of its own"
+        remedy = f"set {SAID_YES[name]}: true instead, if it shall be so"
+    elif name.startswith(("plan.", "service.")):
+        seen = f"vllm_preflight_skip names {name}, which cannot be turned off"
+        remedy = "leave it out, and correct what the finding says"
     return Finding(
         SKIP_UNKNOWN,
         WARNING,
-        f"vllm_preflight_skip names {name}, and no rule has that code",
+        seen,
         "codes of rules, such as gpu.persistence",
         remedy,
         page=page_of(SKIP_UNKNOWN),

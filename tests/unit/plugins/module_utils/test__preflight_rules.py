@@ -75,9 +75,12 @@ def test_codes_that_turn_off_a_rule_are_right() -> None:
 
 def test_a_name_that_turns_nothing_off_is_said_once() -> None:
     code = codes()[0]
-    typo, planned, nonsense = check_skip([code + "s", code + "s", code, "plan.no_gpu", "zzz"])
+    typo, planned, open_bind, nonsense = check_skip(
+        [code + "s", code + "s", code, "plan.no_gpu", "plan.public_bind", "zzz"]
+    )
     assert (typo.code, typo.severity) == ("preflight.skip_unknown", "warning")
     assert f"names {code}s" in typo.seen
     assert typo.remedy == f"write {code}"
-    assert "cannot be turned off" in planned.remedy
+    assert "cannot be turned off" in planned.seen
+    assert "vllm_allow_public_bind: true" in open_bind.remedy
     assert "docs/preflight.md" in nonsense.remedy
