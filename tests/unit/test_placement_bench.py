@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-import pytest
-from placement_bench import CARDS, Row, main, measure, services, table, tight
+from placement_bench import CARDS, Row, measure, services, table
 
 
 def test_one_size_is_measured() -> None:
@@ -17,21 +16,9 @@ def test_one_size_is_measured() -> None:
     assert min(row.first, row.again, row.short) > 0
 
 
-def test_a_fleet_that_only_the_solver_fills() -> None:
-    answer = tight(4)
-    assert (answer["services"], answer["search"]) == (12, "solver")
-
-
 def test_the_table_has_ratios_to_the_smallest() -> None:
     rows = [Row(10, 20, 25, 70, 0.5, 0.1, 0.2, 30), Row(50, 100, 120, 300, 5, 0.4, 1, 40)]
     assert table(rows).splitlines()[2:] == [
         "| 10 | 20 | 25 | 70 of 80 | 0.500 | 0.100 | 0.200 | 30 | 1 | 1 |",
         "| 50 | 100 | 120 | 300 of 400 | 5.000 | 0.400 | 1.000 | 40 | 5 | 10 |",
     ]
-
-
-def test_the_command_prints_both_tables(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["--hosts", "2", "--rounds", "1"]) == 0
-    shown = capfd.readouterr().out
-    assert "| hosts | services | replicas |" in shown
-    assert "| 2 | 6 | solver |" in shown
