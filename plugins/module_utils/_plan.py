@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import (
     assign_gpus,
     recorded_pins,
     tensor_parallel_size,
+    visible_devices,
     wish_data,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_host import (
@@ -43,7 +44,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import (
     probe_host,
     public_host,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_release import check_release
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_release import check_release, release_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_safety import check_safety
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings import (
     COMPOSE,
@@ -56,6 +57,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import
 
 __all__ = ["Settings", "make_plan", "plan_artifacts"]
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 # How long a stop may take beyond the drain: the engine frees its GPUs and its workers leave.
 STOP_MARGIN_SECONDS = 30
 
@@ -112,7 +114,8 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         flags = arguments[service.name]
         tensor_parallel, found = tensor_parallel_size(service, len(mine), device, flags)
         findings += found
-        entry = resolve_service(service, settings, engine, device, mine, tensor_parallel, contained)
+        release = release_of(service, settings, engine, contained, facts)
+        entry = resolve_service(service, settings, engine, device, mine, tensor_parallel, contained, release)
         memory, found = reckon(service, flags, models, mine, tensor_parallel, entry["environment"])
         findings += found
         resolved.append({**entry, "wish": wishes[service.name], "memory": memory})
@@ -200,11 +203,13 @@ def resolve_service(
     gpus: t.Sequence[t.Mapping[str, t.Any]],
     tensor_parallel: int,
     contained: bool = False,
+    release: str = "",
 ) -> dict[str, t.Any]:
     """One service of the plan: what the inventory declared, and what the collection adds to run it safely.
 
     ``arguments`` is what follows ``vllm serve``. In a container the model lies at a path and the engine listens on a
-    port of its own; Docker puts both where the service wants them.
+    port of its own; Docker puts both where the service wants them. ``shell`` is what a person would type today, with
+    today's indices; ``environment`` is sorted, so that a plan reads the same however an inventory was written.
     """
     path = artifact_path(service, settings)
     served = service.served_model_name or service.model.split("/")[1]
@@ -224,7 +229,11 @@ def resolve_service(
     added["shutdown-timeout"] = drain
     added.update(merged_arguments(default_arguments(settings, device), service.args))
     operational = _render.flags(added)
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu["index"]) for gpu in gpus)} if gpus and not contained else {}
+    mine = [] if contained else gpus
+    typed = {VISIBLE: ",".join(str(gpu["index"]) for gpu in mine)} if mine else {}
+    environment = service_environment(service, settings, device, engine_paths(service, settings, engine))
+    if mine:
+        environment[VISIBLE] = visible_devices(mine, release, environment)
     arguments = [model, *_flat(declared), *_flat(operational)]
     return {
         "name": service.name,
@@ -243,8 +252,8 @@ def resolve_service(
         "arguments": arguments,
         "declared": _flat(declared),
         "operational": _flat(operational),
-        "shell": _render.shell_command(visible, ["vllm", "serve", model], declared),
-        "environment": service_environment(service, settings, device, visible, engine_paths(service, settings, engine)),
+        "shell": _render.shell_command(typed, ["vllm", "serve", model], declared),
+        "environment": dict(sorted(environment.items())),
         "drain_seconds": drain,
         "stop_timeout": drain + STOP_MARGIN_SECONDS,
         "ready_timeout": service.ready_timeout or settings.ready_timeout,
@@ -280,18 +289,17 @@ def service_environment(
     service: Service,
     settings: Settings,
     device: str,
-    visible: t.Mapping[str, str],
     paths: t.Mapping[str, str],
 ) -> dict[str, str]:
-    """Sorted, so that a plan reads the same whatever order an inventory was written in. The API key is never in it."""
-    environment: dict[str, t.Any] = {**paths, **settings.default_environment, **visible}
+    """All but the cards. The API key is never in it."""
+    environment: dict[str, t.Any] = {**paths, **settings.default_environment}
     if device == "cuda":
         # Without it CUDA numbers cards by speed, and index 0 need not be nvidia-smi's 0.
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     else:
         environment.update(settings.cpu_environment)
     environment.update(service.environment)
-    return {name: str(value) for name, value in sorted(environment.items())}
+    return {name: str(value) for name, value in environment.items()}
 
 
 def _flat(options: t.Sequence[t.Sequence[str]]) -> list[str]:

@@ -12,6 +12,7 @@ wish changed; those of new services. So a new service never takes a card that an
 
 from __future__ import annotations
 
+import re
 import typing as t
 from dataclasses import replace
 
@@ -23,7 +24,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_pins import Pin
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import as_wish, wish_data
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service
 
-__all__ = ["assign_gpus", "recorded_pins", "tensor_parallel_size", "wish_data"]
+__all__ = ["assign_gpus", "recorded_pins", "tensor_parallel_size", "visible_devices", "wish_data"]
+
+# Older ones read CUDA_VISIBLE_DEVICES as numbers (platforms/interface.py, custom_all_reduce.py).
+UUIDS_SINCE = (0, 24)
+# It names a file after the cards where it tests their peer access, and a name has at most 255 characters.
+MOST_TESTED_UUIDS = 5
+P2P_CHECK = "VLLM_SKIP_P2P_CHECK"
 
 Flags = t.Mapping[str, t.Mapping[str, t.Any]]
 Resolved = dict[str, list[dict[str, t.Any]]]
@@ -276,6 +283,18 @@ class _Table:
 
     def _own(self, card: Card, service: str) -> None:
         self.owners.setdefault(card["uuid"], []).append(service)
+
+
+def visible_devices(cards: t.Sequence[Card], release: str, environment: t.Mapping[str, str]) -> str:
+    """How a service without a container is told its cards: by UUID, which a reboot does not hand to another card.
+
+    By index where ``release``, the vLLM that runs it, is not known or reads nothing else.
+    """
+    series = re.match(r"v?(\d+)\.(\d+)", release)
+    named = series is not None and (int(series[1]), int(series[2])) >= UUIDS_SINCE
+    if len(cards) > MOST_TESTED_UUIDS and environment.get(P2P_CHECK, "1") != "1":
+        named = False
+    return ",".join(str(card["uuid" if named else "index"]) for card in cards)
 
 
 def tensor_parallel_size(

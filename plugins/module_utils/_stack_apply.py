@@ -110,9 +110,9 @@ def plan_document(options: Options, desired: t.Sequence[Desired]) -> dict[str, t
 def kept(service: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """A service as plan.json keeps it: a card is its UUID, and the index it has today may be another's tomorrow.
 
-    The sum of its memory is an estimate of the day, and no part of what runs.
+    Neither the sum of its memory, an estimate of the day, is part of what runs, nor what a person would type today.
     """
-    service = {key: value for key, value in service.items() if key != "memory"}
+    service = {key: value for key, value in service.items() if key not in ("memory", "shell")}
     cards = [{key: value for key, value in card.items() if key != "index"} for card in service.get("gpus") or []]
     return {**service, "gpus": cards} if cards else service
 

@@ -152,7 +152,9 @@ def test_what_is_run_begins_with_the_same_words(position: int, text: str) -> Non
     assert service["command"][0].endswith("/bin/vllm")
     assert service["command"][1 : len(words) + 1] == words
     name, _equals, value = variable.partition("=")
-    assert service["environment"][name] == value
+    # By UUID, so that a reboot that numbers the cards anew starts it on the same ones.
+    uuids = {str(card["index"]): card["uuid"] for card in host_facts()["gpus"]}
+    assert service["environment"][name] == ",".join(uuids[index] for index in value.split(","))
     # What the collection adds comes after, and says nothing of what was declared.
     added = service["command"][len(words) + 1 :]
     assert added == [

@@ -11,6 +11,11 @@ import typing as t
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import make_plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import KEYS
+from ansible_collections.gpufleet.vllm.plugins.module_utils._stack_apply import (
+    Options,
+    desired_services,
+    plan_document,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from plan_case import SECRET, SETTINGS, UUID, codes, facts, indices, only, plan, recorded, service, without_gpus
@@ -107,7 +112,59 @@ def test_gpu_assignment(wanted: dict[str, t.Any], expected: dict[str, list[int]]
     assert planned["findings"] == []
     assert indices(planned) == expected
     for entry in planned["services"]:
-        assert entry["environment"]["CUDA_VISIBLE_DEVICES"] == ",".join(map(str, expected[entry["name"]]))
+        mine = expected[entry["name"]]
+        assert entry["environment"]["CUDA_VISIBLE_DEVICES"] == ",".join(UUID.format(index + 1) for index in mine)
+        assert entry["shell"].startswith(f"CUDA_VISIBLE_DEVICES={','.join(map(str, mine))} ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"engine_versions": {"cuda": "0.24.0"}}, "GPU"),
+        ({"engine_versions": {"cuda": "1.0.0"}}, "GPU"),
+        ({"engine_versions": {"cuda": "0.33.0+cu129"}}, "GPU"),
+        ({"engine_versions": {"cuda": "0.23.1"}}, "1,0"),
+        ({"engine_versions": {"cuda": "0.9.2"}}, "1,0"),
+        ({"engine_versions": {"cuda": "nightly"}}, "1,0"),
+        ({"engine_managed": False, "engine_path": "/opt/vllm"}, "1,0"),
+    ],
+)
+def test_cards_are_uuids_where_the_engine_reads_them(settings: dict[str, t.Any], expected: str) -> None:
+    planned = plan(service(gpus=[1, 0]), **settings)
+    told = planned["services"][0]["environment"]["CUDA_VISIBLE_DEVICES"]
+    assert told == (f"{UUID.format(2)},{UUID.format(1)}" if expected == "GPU" else expected)
+    assert planned["services"][0]["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+@pytest.mark.parametrize(
+    ("count", "check", "uuids"), [(5, "0", True), (6, "0", False), (6, "1", True), (6, None, True)]
+)
+def test_six_uuids_are_too_long_a_name_for_the_file_of_the_peer_check(count: int, check: t.Any, uuids: bool) -> None:
+    card = facts()["gpus"][0]
+    cards = [{**card, "index": index, "uuid": UUID.format(index)} for index in range(count)]
+    environment = {} if check is None else {"VLLM_SKIP_P2P_CHECK": check}
+    planned = plan(service(gpus=count, environment=environment), on=facts(gpus=cards))
+    told = planned["services"][0]["environment"]["CUDA_VISIBLE_DEVICES"]
+    assert told.startswith("GPU-") == uuids
+    assert len(told.split(",")) == count
+
+
+def test_what_is_applied_is_the_same_under_other_indices() -> None:
+    before = facts()
+    cards = [{**card, "index": 2 - card["index"]} for card in before["gpus"]]
+    record = {"services": {"chat": {"gpus": before["gpus"][:2], "wish": [0, 1]}}}
+    plans = [plan(service(gpus=[0, 1]), on=before), plan(service(gpus=[0, 1]), on=facts(gpus=cards, record=record))]
+    documents = []
+    for planned in plans:
+        options = Options(
+            root=planned["root"], runtime="systemd", services=planned["services"], engine=planned["engine"]
+        )
+        documents.append(plan_document(options, desired_services(options)))
+    assert [finding["code"] for finding in plans[1]["findings"]] == ["plan.gpu_renumbered"]
+    assert [entry["shell"].split(" ")[0] for planned in plans for entry in planned["services"]] == [
+        "CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,1"
+    ]  # fmt: skip
+    assert documents[0] == documents[1]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +312,7 @@ def test_environment() -> None:
     assert environment == {
         "A": "x",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": "1",
+        "CUDA_VISIBLE_DEVICES": UUID.format(2),
         "HF_HUB_OFFLINE": "0",
         "HOME": "/var/lib/gpufleet-vllm/services/chat/state",
         "OMP_NUM_THREADS": "4",
