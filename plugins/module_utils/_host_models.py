@@ -19,7 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._hub import (
     parse_endpoint,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._model_files import artifact_files
-from ansible_collections.gpufleet.vllm.plugins.module_utils._model_info import describe, empty_entry, listed_entry
+from ansible_collections.gpufleet.vllm.plugins.module_utils._model_info import describe, empty_entry, placed_entry
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import RetryPolicy
 
 HUB_SECONDS = 5.0
@@ -55,7 +55,9 @@ def describe_model(item: Wanted, endpoint: str, token: str) -> dict[str, t.Any]:
     """One model; the hub is asked only where there is an ``endpoint`` and the artifact is not on the host."""
     if not endpoint:
         files = artifact_files(item["path"], item["model"], item["revision"]) if item["path"] else None
-        return listed_entry(files) if files is not None else {**empty_entry(), "error": _not_here(item)}
+        if files is None:
+            return {**empty_entry(), "path": item["path"], "error": _not_here(item)}
+        return placed_entry(files, item["path"])
     try:
         parsed = parse_endpoint(endpoint)
     except FleetError as exc:

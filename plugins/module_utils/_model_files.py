@@ -19,7 +19,7 @@ import os
 import threading
 import typing as t
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import _manifest, _safefs
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _manifest, _safefs, _staging
 from ansible_collections.gpufleet.vllm.plugins.module_utils._artifact import MANIFEST_PATH
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import RangeRefusedError, TransientError
@@ -107,6 +107,19 @@ def loose_files(path: str) -> DirectoryFiles | None:
             if size is not None and _manifest.path_fault(item.name) is None:
                 entries[item.name] = _manifest.Entry(item.name, size, "")
     return DirectoryFiles(path, "directory", None, entries) if "config.json" in entries else None
+
+
+def missing_bytes(path: str, entries: t.Iterable[Entry]) -> int:
+    """What a fetch to ``path`` would still bring: equal contents count once, and parts of an interrupted run do not.
+
+    What has the right size is taken for right: it is hashed only when the model is fetched.
+    """
+    try:
+        parts = _staging.parts_on_disk(_staging.locate(path))
+    except (FleetError, OSError):
+        parts = {}
+    left = {entry.sha256: entry.size for entry in entries if _size(path, entry.path) != entry.size}
+    return sum(size - (parts.get(name, 0) if parts.get(name, 0) <= size else 0) for name, size in left.items())
 
 
 def _read_manifest(path: str) -> Manifest | None:

@@ -35,6 +35,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._model_files import 
     HubFiles,
     artifact_files,
     loose_files,
+    missing_bytes,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._transfer import RetryPolicy
 
@@ -121,7 +122,8 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
 
 def empty_entry() -> dict[str, t.Any]:
     """The entry of a model of which nothing is known."""
-    keys = ("commit", "source", "bytes_total", "artifact_bytes", "files", "config", "weights", "error")
+    keys = ("commit", "source", "path", "bytes_total", "artifact_bytes", "missing_bytes", "files", "config", "weights",
+            "error")  # fmt: skip
     return dict.fromkeys(keys)
 
 
@@ -130,8 +132,19 @@ def describe(client: HubClient, item: t.Mapping[str, t.Any]) -> dict[str, t.Any]
     try:
         files = _files(client, item)
     except FleetError as exc:
-        return {**empty_entry(), "error": exc.as_result()}
-    return listed_entry(files)
+        return {**empty_entry(), "path": item.get("path"), "error": exc.as_result()}
+    return placed_entry(files, item.get("path"))
+
+
+def placed_entry(files: Files, path: str | None) -> dict[str, t.Any]:
+    """The entry of a model whose files are listed, and what of them ``path`` lacks; unknown without the hub's list."""
+    entry = listed_entry(files)
+    entry["path"] = path
+    if files.source == "artifact":
+        entry["missing_bytes"] = 0
+    elif path and files.source == "hub":
+        entry["missing_bytes"] = missing_bytes(path, files.entries.values())
+    return entry
 
 
 def listed_entry(files: Files) -> dict[str, t.Any]:

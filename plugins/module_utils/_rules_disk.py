@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     items,
     listed,
     mapping,
+    on_gpus,
     service_name,
     services,
     short_image,
@@ -42,8 +43,9 @@ RULES: list[Rule] = []
 rule = rules_into(RULES)
 
 # Estimates, which a message calls so. An image of vLLM 0.33 has 20.4 GiB unpacked, and its layers lie beside it while
-# it is pulled; an engine's venv holds torch with its CUDA libraries; compiled kernels and graphs of a service.
-IMAGE_BYTES = 32 * GIB
+# it is pulled; one for the CPU has no CUDA libraries; an engine's venv holds torch with its CUDA libraries; compiled
+# kernels and graphs of a service.
+IMAGE_BYTES = {"cuda": 32 * GIB, "cpu": 8 * GIB}
 ENGINE_BYTES = {"cuda": 12 * GIB, "cpu": 4 * GIB}
 CACHE_BYTES = 2 * GIB
 # What is left after a deploy should take logs and the next small change.
@@ -90,10 +92,20 @@ def artifact_bytes(artifact: Map, context: Context) -> int | None:
     return None
 
 
+def _looked_at(artifact: Map, context: Context) -> Map:
+    """What this host itself found at the artifact's path; the plan may know the model from another host."""
+    key = f"{text(artifact.get('model'))}@{text(artifact.get('revision'))}"
+    found = mapping(dig(context.facts, "models", key))
+    return found if text(found.get("path")) == text(artifact.get("path")) != "" else {}
+
+
 def is_there(artifact: Map, context: Context) -> bool:
     """Whether the artifact is complete on the host already, or the host was deployed with it."""
-    if _model(artifact, context).get("source") == "artifact":
+    found = _looked_at(artifact, context)
+    if found.get("source") == "artifact":
         return True
+    if found.get("source") == "hub":
+        return False
     facts = mapping(context.facts)
     known = items(dig(facts, "deployed", "artifacts"))
     for document in ("deployed", "record"):
@@ -139,7 +151,9 @@ def needs(context: Context) -> tuple[list[Need], list[str]]:
     found: list[Need] = []
     unknown: list[str] = []
     for artifact in to_fetch(context):
-        amount = artifact_bytes(artifact, context)
+        # An interrupted fetch goes on where it ended.
+        left = whole(_looked_at(artifact, context).get("missing_bytes"))
+        amount = left if left is not None and left >= 0 else artifact_bytes(artifact, context)
         name = text(artifact.get("model"))
         if amount is None:
             unknown.append(name)
@@ -168,7 +182,8 @@ def _images(context: Context) -> list[Need]:
         # An image that nobody looked for may be there.
         if image and root_dir and facts.get("present") is False and image_facts(service, context) is None:
             amount = whole(facts.get("size_bytes"))
-            found[image] = Need(root_dir, amount or IMAGE_BYTES, short_image(service), not amount)
+            estimate = IMAGE_BYTES["cuda" if on_gpus(context) else "cpu"]
+            found[image] = Need(root_dir, amount or estimate, short_image(service), not amount)
     return list(found.values())
 
 
@@ -180,6 +195,10 @@ class Fill(t.NamedTuple):
     @property
     def wanted(self) -> int:
         return sum(need.bytes for need in self.needs)
+
+    @property
+    def known(self) -> int:
+        return sum(need.bytes for need in self.needs if not need.estimate)
 
     def words(self) -> str:
         parts = [f"{need.what} {'about ' if need.estimate else ''}{size(need.bytes)}" for need in self.needs]
@@ -218,7 +237,8 @@ def space(context: Context) -> Verdict:
     for fill in fills:
         if fill.wanted <= fill.free:
             continue
-        guessed = unsure or all(need.estimate for need in fill.needs)
+        # An estimate stops nobody.
+        guessed = unsure or fill.known <= fill.free
         remedy = f"free some ({FREE_SOME}), or set vllm_model_root (or path: of a service) to a larger file system"
         severity = WARNING if guessed else ERROR
         found.append(Failure(fill.words(), f"{size(fill.wanted)} free", remedy, severity=severity))

@@ -96,8 +96,10 @@ models:
     "Qwen/Qwen2.5-VL-7B-Instruct@master":
       commit: 2e50b77b0eee3083842019e257b74854323d880a
       source: hub
+      path: /data/models/Qwen2.5-VL-7B-Instruct
       bytes_total: 16584414680
       artifact_bytes: 16595981281
+      missing_bytes: 16595981281
       files: [model-00001-of-00005.safetensors]
       config: {"model_type": "qwen2_5_vl", "num_hidden_layers": 28}
       weights: {"exact": true, "total_bytes": 16584333312}
@@ -111,11 +113,19 @@ models:
         Where it was read from - V(artifact), its complete directory; V(hub); V(directory), a directory that nobody
         vouches for, since the hub could not be reached.
       type: str
+    path:
+      description: The directory that was asked for. Null if none was.
+      type: str
     bytes_total:
       description: Bytes of the files that hold the weights.
       type: int
     artifact_bytes:
-      description: Bytes of all files that would be fetched.
+      description: Bytes of all files of the artifact.
+      type: int
+    missing_bytes:
+      description: >-
+        Bytes of them that a fetch to C(path) would still bring, by what lies there and what an interrupted fetch left.
+        Null without a path or the hub's list.
       type: int
     files:
       description: The files among them that an engine could load weights from.

@@ -326,7 +326,24 @@ def test_a_complete_artifact_is_read_without_a_question(tmp_path):
         assert (entry["source"], entry["commit"], entry["error"]) == ("artifact", COMMIT, None)
         assert entry["weights"]["total_bytes"] == total
         assert entry["artifact_bytes"] == sum(map(len, files.values()))
+        assert (entry["path"], entry["missing_bytes"]) == (str(path), 0)
     assert hub.asked == []
+
+
+def test_what_a_fetch_would_still_bring(tmp_path):
+    files, _total = checkpoint(2)
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    every = sum(map(len, files.values()))
+    path = tmp_path / "model"
+    assert entry_of(files)["missing_bytes"] is None, "nobody said where"
+    assert entry_of(files, path=str(path))["missing_bytes"] == every
+    place(path, {first: files[first]})
+    assert entry_of(files, path=str(path))["missing_bytes"] == every - len(files[first])
+    parts = tmp_path / ".model.gpufleet" / "parts"
+    place(parts, {hashlib.sha256(files[second]).hexdigest(): files[second][:100]})
+    assert entry_of(files, path=str(path))["missing_bytes"] == every - len(files[first]) - 100
+    (tmp_path / "link").symlink_to(path)
+    assert entry_of(files, path=str(tmp_path / "link"))["missing_bytes"] > 0, "it is for the fetch to refuse it"
 
 
 @pytest.mark.parametrize(

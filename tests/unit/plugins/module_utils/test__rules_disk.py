@@ -21,6 +21,16 @@ RAN = {
 }
 FIRST: dict[str, t.Any] = {"record": None, "deployed": None}
 SIZES = "plan>artifacts>*>artifact_bytes"
+
+
+def looked_at(source: str, missing: int | None = None, **other: t.Any) -> dict[str, t.Any]:
+    """What the host itself found of its models."""
+    return {"models": {
+        f"{one['model']}@{one['revision']}": {"source": source, "path": one["path"], "missing_bytes": missing, **other}
+        for one in ARTIFACTS
+    }}  # fmt: skip
+
+
 KNOWN_MODELS = {
     f"{one['model']}@{one['revision']}": {"source": "hub", "bytes_total": 1, "artifact_bytes": 71 * GIB // 2}
     for one in ARTIFACTS
@@ -35,8 +45,19 @@ CASES = [
     passes("disk.space"),
     passes("disk.space", {f"{DATA}>free_bytes": GIB, "record": RAN}),
     passes("disk.space", {f"{DATA}>free_bytes": GIB, "record": None, "deployed>artifacts": ARTIFACTS}),
-    passes("disk.space", {f"{DATA}>free_bytes": GIB, "plan>models": {
+    passes("disk.space", {f"{DATA}>free_bytes": GIB, **FIRST, **looked_at("artifact", 0)}),
+    # A fetch that was interrupted goes on, in the space that it has.
+    passes("disk.space", {f"{DATA}>free_bytes": 10 * GIB, **FIRST, **looked_at("hub", 4 * GIB)}),
+    fails("disk.space", "error", "the deploy adds 24.0 GiB",
+          {f"{DATA}>free_bytes": 10 * GIB, **FIRST, **looked_at("hub", 12 * GIB)}),
+    # Deployed once, and deleted since.
+    fails("disk.space", "error", "10.0 GiB free on /data",
+          {f"{DATA}>free_bytes": 10 * GIB, "record": RAN, **looked_at("hub", 66 * GIB)}),
+    # What another host found, or what lies elsewhere, is not here.
+    fails("disk.space", "error", "10.0 GiB free on /data", {f"{DATA}>free_bytes": 10 * GIB, **FIRST, "plan>models": {
         f"{one['model']}@{one['revision']}": {"source": "artifact"} for one in ARTIFACTS}}),
+    fails("disk.space", "error", "10.0 GiB free on /data",
+          {f"{DATA}>free_bytes": 10 * GIB, **FIRST, **looked_at("artifact", 0, path="/data/elsewhere")}),
     passes("disk.space", {f"{DOCKER}>free_bytes": GIB}),
     passes("disk.space", {f"{DATA}>free_bytes": GIB, "plan>services": [], "plan>artifacts": []}),
     fails("disk.space", "error", "10.0 GiB free on /data, and the deploy adds 69.0 GiB (Qwen/Qwen3-32B 66.0 GiB",
@@ -53,6 +74,14 @@ CASES = [
     fails("disk.space", "warning", "about 32.0 GiB", {
         PRESENT: False, f"nvidia>container>images>{IMAGE}>size_bytes": None, f"{ROOT}>free_bytes": 20 * GIB,
         f"{DOCKER}>free_bytes": 20 * GIB, **FIRST}),
+    # What is known fits: an estimate stops nobody.
+    fails("disk.space", "warning", "about 32.0 GiB", {
+        "filesystems": [{**LOCAL, "path": path, "free_bytes": 80 * GIB, "total_bytes": 99 * GIB}
+                        for path in ("/data/models", "/var/lib/docker", "/var/lib/gpufleet-vllm")],
+        PRESENT: False, f"nvidia>container>images>{IMAGE}>size_bytes": None, **FIRST}),
+    passes("disk.space", {
+        PRESENT: False, f"nvidia>container>images>{IMAGE}>size_bytes": None, f"{ROOT}>free_bytes": 20 * GIB,
+        f"{DOCKER}>free_bytes": 20 * GIB, "plan>device": "cpu", **FIRST}),
     fails("disk.space", "warning", "the engine about 12.0 GiB", {f"{ROOT}>free_bytes": 8 * GIB, **BARE, **FIRST}),
     unknown("disk.space", {SIZES: None}),
     unknown("disk.space", {"filesystems": None}),
