@@ -11,6 +11,7 @@ version_added: 0.1.0
 author: gpufleet.vllm contributors (@gpufleet)
 description:
   - Returns the message of a failed task result. For a loop these are the messages of the items that failed.
+  - Where Ansible refused the variables of a role because one of them is text, it says how to write a list or a mapping.
 positional: _input
 options:
   _input:
@@ -31,13 +32,20 @@ _value:
   type: str
 """
 
+import re
 import typing as t
+
+TEXT = re.compile(r"is of type str and we were unable to convert to (dict|list)")
+AS_JSON = (
+    "Remedy: on the command line write lists and mappings as JSON (-e '{\"NAME\": [...]}'); -e NAME=VALUE is text."
+)
 
 
 def failure_text(result: t.Mapping[str, t.Any]) -> str:
     items = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
     messages = [failure_text(item) for item in items] or [str(result.get("msg") or "the task failed without a message")]
-    return "\n".join(dict.fromkeys(messages))
+    text = "\n".join(dict.fromkeys(messages))
+    return f"{text}\n{AS_JSON}" if "argument_errors" in result and TEXT.search(text) else text
 
 
 class FilterModule:

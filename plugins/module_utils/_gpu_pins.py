@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 from dataclasses import dataclass, field
 
@@ -71,10 +72,9 @@ def repinned(repin: Repin, service: str) -> bool:
     """Whether a service is to be given its cards anew; from an extra variable it is text (``-e vllm_repin=chat``)."""
     if isinstance(repin, str):
         text = repin.strip().lower()
-        repin = text in ("true", "yes", "1") or [name.strip() for name in repin.split(",")]
-    if isinstance(repin, bool) or repin is None:
-        return bool(repin)
-    return service in repin
+        # Names are such words; a list that was written as text has brackets and quotes around them.
+        repin = text in ("true", "yes", "1") or re.findall(r"[a-z0-9-]+", text)
+    return service in repin if isinstance(repin, (list, tuple, set, frozenset, dict)) else repin in (True, 1)
 
 
 def check_pin(pin: Pin, wish: Wish, cards: t.Sequence[Card], silent: t.Sequence[Card], service: str) -> list[Finding]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.gpufleet.vllm.plugins.filter.failure_text import FilterModule, failure_text
 
 
@@ -28,6 +29,17 @@ from ansible_collections.gpufleet.vllm.plugins.filter.failure_text import Filter
 )  # fmt: skip
 def test_failure_text(result: dict[str, t.Any], text: str) -> None:
     assert failure_text(result) == text
+
+
+@pytest.mark.parametrize(("value", "told"), [('[{"name": "a"}]', True), ({"a": 1}, False)])
+def test_text_where_ansible_wants_a_list(value: t.Any, told: bool) -> None:
+    """What ``-e vllm_services=[...]`` comes to, in Ansible's own words."""
+    spec = {"vllm_services": {"type": "list", "elements": "dict"}}
+    found = ArgumentSpecValidator(spec).validate({"vllm_services": value})
+    message = "Validation of arguments failed:\n" + "\n".join(found.error_messages)
+    text = failure_text({"failed": True, "msg": message, "argument_errors": found.error_messages})
+    assert text.startswith(message)
+    assert ("Remedy: on the command line write lists and mappings as JSON" in text) == told
 
 
 def test_it_is_a_filter() -> None:

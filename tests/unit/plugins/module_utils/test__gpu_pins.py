@@ -51,7 +51,7 @@ def test_a_card_that_was_replaced_is_refused() -> None:
     assert finding.expected == "the 2 cards that a was deployed on"
     assert finding.remedy == "put the card back, or accept the cards of now with vllm_repin: [a]"
     assert letters(result) == {"a": "", "b": "c"}
-    for repin in (["a"], True, "a", "b, a", "true"):
+    for repin in (["a"], True, "a", "b, a", "true", "True", '["b", "a"]', "['a']", 1, {"a": True}):
         accepted = assign(wanted, host, kept, repin=repin)
         assert letters(accepted) == {"a": "af", "b": "c"}
         assert codes(accepted) == [("plan.gpu_mixed", "a")]
