@@ -33,6 +33,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_host import (
     plan_image_engine,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_memory import (
+    doubt_count,
     known_models,
     models_of,
     reckon,
@@ -88,10 +89,10 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
     models = models_of(facts)
     gpus: dict[str, list[dict[str, t.Any]]] = {}
     wishes = {service.name: wish_data(service.gpus) for service in services}
+    pins = recorded_pins(facts)
     cards = facts.get("gpus") or []
     # Without any card there is one finding, not one for each service.
     if device == "cuda" and cards:
-        pins = recorded_pins(facts)
         counted = with_counts(services, arguments, models, cards, pins)
         gpus, found = assign_gpus(
             counted,
@@ -117,7 +118,7 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         release = release_of(service, settings, engine, contained, facts)
         entry = resolve_service(service, settings, engine, device, mine, tensor_parallel, contained, release)
         memory, found = reckon(service, flags, models, mine, tensor_parallel, entry["environment"])
-        findings += found
+        findings += doubt_count(found, service, flags, pins)
         resolved.append({**entry, "wish": wishes[service.name], "memory": memory})
     findings += check_containers(resolved, settings.container()) if contained else check_unused_images(services)
     # What can not be rendered has an error among the findings, and nothing is changed then.

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _gpu_cards
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import WARNING, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_pins import Pin
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import AUTO, GpuWish
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import gpus_of_flags
@@ -109,6 +109,27 @@ def reckon(
         cards_memory=[card.get("memory_total_bytes") for card in cards],
         gpu_name=str(cards[0].get("name") or ""),
         max_model_len=service.max_model_len,
-        allow_long=environment.get(ALLOW_LONG) == "1",
+        allow_long=environment.get(ALLOW_LONG, "").strip().lower() in ("1", "true"),
     )
     return (sizing.as_dict() if sizing else None), findings
+
+
+def doubt_count(
+    findings: t.Sequence[Finding], service: Service, arguments: Arguments, pins: t.Mapping[str, Pin]
+) -> list[Finding]:
+    """A model of which nothing is known is more than a remark where it should have told the number of GPUs."""
+    if service.gpus is not None or service.tensor_parallel_size is not None or service.name in pins:
+        return list(findings)
+    if gpus_of_flags(service, arguments) > 1:
+        return list(findings)
+    return [
+        replace(
+            finding,
+            severity=WARNING,
+            seen=f"one GPU is taken, since gpus: is not set and the model's size is not known: {finding.seen}",
+            remedy=f"set gpus: of {service.name}; or {finding.remedy}",
+        )
+        if finding.code == "plan.model_unknown"
+        else finding
+        for finding in findings
+    ]

@@ -83,6 +83,27 @@ def test_a_tensor_parallel_size_that_the_model_has_no_heads_for() -> None:
     assert codes(planned) == [("plan.tensor_parallel_illegal", "small")]
 
 
+def test_a_number_of_gpus_that_follows_from_nothing_is_told() -> None:
+    finding = only(plan(service("gone"), on=facts(models=MODELS)))
+    assert (finding["code"], finding["severity"]) == ("plan.model_unknown", "warning")
+    assert finding["seen"] == "one GPU is taken, since gpus: is not set and the model's size is not known: no answer"
+    assert finding["remedy"] == "set gpus: of gone; or x"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"gpus": 1}, {"gpus": {"count": 1}}, {"tensor_parallel_size": 1}, {"args": {"pipeline-parallel-size": 2}}],
+)
+def test_a_number_of_gpus_that_somebody_chose_is_not(keys: dict[str, t.Any]) -> None:
+    assert only(plan(service("gone", **keys), on=facts(models=MODELS)))["severity"] == "info"
+
+
+def test_nor_one_that_the_service_has_already() -> None:
+    first = plan(service("gone"), on=facts(models=MODELS))
+    again = plan(service("gone"), on=facts(models=MODELS, record={"services": applied(first)}))
+    assert only(again)["severity"] == "info"
+
+
 def test_what_is_not_known_is_held_against_none() -> None:
     planned = plan(service("gone", gpus=2), on=facts(models=MODELS))
     assert codes(planned) == [("plan.model_unknown", "gone")]
