@@ -86,6 +86,10 @@ def test_deploy_then_nothing_to_do_then_teardown(fresh_box: Box) -> None:
     assert (check_again.rc, check_again.changed) == (0, 0), check_again.output
 
     assert fresh_box.play("validate", services).rc == 0
+    wrong = fresh_box.play("validate", [{**services[0], "gpus": 1}, *services[1:]])
+    assert wrong.rc == 2
+    assert "plan.no_gpu" in wrong.output
+    assert [service["ok"] for service in fresh_box.report()["hosts"]["box"]["services"]] == [True] * len(services)
     status = fresh_box.play("status", services)
     assert (status.rc, status.changed) == (0, 0), status.output
 

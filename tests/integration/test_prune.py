@@ -98,6 +98,9 @@ def test_the_model_before_goes_and_the_service_does_not_notice(
     assert (foretold.rc, foretold.changed) == (0, 1), foretold.output
     assert f"-{old}  acme/vision @ " in foretold.output
     assert box.play("prune", [service], "--check").changed == 0, "without the confirmation nothing would be done"
+    unclear = box.play("prune", [{**service, "prot": 1}], *CONFIRM)
+    assert unclear.rc == 2
+    assert "It is not clear which models the inventory wants of this host, so none is removed" in unclear.output
     assert state(models) == before, "only looked at so far"
 
     available = os.statvfs(models).f_bavail
@@ -109,8 +112,9 @@ def test_the_model_before_goes_and_the_service_does_not_notice(
     assert {path: value for path, value in before.items() if Path(path).is_relative_to(new)} == state(new)
     assert box.pid("chat") == pid
     assert answers(service)
-    again = box.play("prune", [service], *CONFIRM)
-    assert (again.rc, again.changed) == (0, 0), again.output
+    again = box.play("prune", [{**service, "gpus": 1}], *CONFIRM)
+    assert (again.rc, again.changed) == (0, 0), "a plan that cannot run still says which models it wants"
+    assert "plan.no_gpu" in again.output
     assert "nothing to remove, 1 kept" in again.output
     deployed = box.deploy([service])
     assert (deployed.rc, deployed.changed) == (0, 0), deployed.output
