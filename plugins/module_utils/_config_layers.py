@@ -31,6 +31,7 @@ _NAMES: t.Mapping[str, str] = {
     "sliding_window": SLIDING,
     "local_attention": SLIDING,
     "chunked_attention": CHUNKED,
+    "conv": STATE,
     "linear_attention": STATE,
     "mamba": STATE,
     "mamba2": STATE,

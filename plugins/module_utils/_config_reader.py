@@ -69,7 +69,9 @@ class Reader:
 
 def _largest(values: t.Sequence[t.Any]) -> t.Any:
     counts = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    return max(counts, default=None) if len(counts) == len(values) and all(map(math.isfinite, counts)) else values
+    # An int may be longer than any float.
+    finite = all(isinstance(value, int) or math.isfinite(value) for value in counts)
+    return max(counts, default=None) if len(counts) == len(values) and finite else values
 
 
 def bad_config(key: str, value: object, expected: str) -> FleetError:

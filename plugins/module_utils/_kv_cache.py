@@ -28,6 +28,7 @@ _DTYPE_BITS: t.Mapping[str, float] = {
     "fp8": 8,
     "fp8_e4m3": 8,
     "fp8_e5m2": 8,
+    "fp8_ds_mla": 8,
     "fp8_inc": 8,
     "fp8_per_token_head": 8,
     "int8_per_token_head": 8,
@@ -143,6 +144,11 @@ class Cache:
     def _cross_parts(self) -> int:
         layers = sum(group.layers for group in self.groups)
         return -(-layers // self.group_layers)
+
+
+def known_dtype(dtype: str) -> bool:
+    """Whether the bytes of a value of ``--kv-cache-dtype`` are known; of packed ones they are not."""
+    return dtype in ("auto", "") or dtype in _DTYPE_BITS
 
 
 def value_bits(dtype: str, model_bytes: int) -> float:

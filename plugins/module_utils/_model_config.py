@@ -63,6 +63,69 @@ _MLA_TYPES = frozenset(
     }
 )
 
+# Architectures whose layers, heads and cache are read here as vLLM reads them; of others the sum is a guess.
+_KNOWN_TYPES = frozenset(
+    {
+        "arcee",
+        "baichuan",
+        "chatglm",
+        "cohere",
+        "cohere2",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v32",
+        "ernie4_5",
+        "ernie4_5_moe",
+        "exaone",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "gpt2",
+        "gpt_neox",
+        "gpt_oss",
+        "granite",
+        "granitemoe",
+        "internlm2",
+        "internlm3",
+        "kimi_k2",
+        "llama",
+        "llama4_text",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "opt",
+        "phi",
+        "phi3",
+        "phimoe",
+        "qwen2",
+        "qwen2_5_vl",
+        "qwen2_5_vl_text",
+        "qwen2_moe",
+        "qwen2_vl",
+        "qwen2_vl_text",
+        "qwen3",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_moe",
+        "qwen3_next",
+        "qwen3_vl_moe_text",
+        "qwen3_vl_text",
+        "seed_oss",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+        "whisper",
+    }
+)
+
 # What transformers fills in where a published config.json is silent.
 _DEFAULTS: t.Mapping[str, t.Mapping[str, t.Any]] = {
     "gemma": {"tie_word_embeddings": True},
@@ -121,7 +184,12 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Model:
-    """What decides a model's memory. Sizes are numbers of values unless they say bytes."""
+    """What decides a model's memory. Sizes are numbers of values unless they say bytes.
+
+    ``max_length`` is the longest context that any release of vLLM takes without being told to take longer ones, and
+    ``default_length`` what it takes where nobody says one. ``known`` says that the architecture is one whose cache and
+    parallelism are read as vLLM reads them.
+    """
 
     architecture: str
     model_type: str
@@ -136,6 +204,8 @@ class Model:
     tied: bool
     max_length: int | None
     kinds: tuple[str, ...]
+    default_length: int | None = None
+    known: bool = True
     window: int = 0
     chunk: int = 0
     global_kv_heads: int = 0
@@ -187,6 +257,8 @@ def read_config(document: object) -> Model:
         dtype_bytes=_dtype_bytes(top, text),
         tied=text.flag("tie_word_embeddings", top.flag("tie_word_embeddings", False)),
         max_length=_max_length(text, model_type),
+        default_length=_default_length(text, model_type),
+        known=_is_known(top, text, model_type),
         kinds=kinds,
         window=window,
         chunk=chunk,
@@ -236,7 +308,40 @@ def _dtype_bytes(top: Reader, text: Reader) -> int:
     return _DTYPE_BYTES.get(name.replace("torch.", ""), 2)
 
 
+def _is_known(top: Reader, text: Reader, model_type: str) -> bool:
+    """Encoders among the decoders' types (for embeddings) keep nothing of the past, and are not known therefore."""
+    both_ways = text.flag("use_bidirectional_attention", False) or not text.flag("is_causal", True)
+    return model_type in _KNOWN_TYPES and not both_ways and top.flag("is_causal", True)
+
+
+def _rope(text: Reader) -> tuple[Reader, str]:
+    """How positions are scaled, and by which rule."""
+    rope = Reader(text.mapping("rope_scaling") or text.mapping("rope_parameters") or {}, "rope_scaling.")
+    return rope, rope.text("rope_type") or rope.text("type") or "default"
+
+
+def _default_length(text: Reader, model_type: str) -> int | None:
+    """With LongRoPE vLLM starts with the context of the first training."""
+    _values, kind = _rope(text)
+    first = text.count(("original_max_position_embeddings",), 0, _LENGTH_MAX, default=0)
+    return first if first and kind == "longrope" else _derived_length(text, model_type)
+
+
 def _max_length(text: Reader, model_type: str) -> int | None:
+    """The longest context that is taken: releases before 0.33 multiply the first length of YaRN by its factor."""
+    derived = _derived_length(text, model_type)
+    if derived is None:
+        return None
+    rope, kind = _rope(text)
+    longest = [derived]
+    first = rope.count(("original_max_position_embeddings",), 0, _LENGTH_MAX, default=0)
+    if kind == "yarn" and first:
+        longest.append(int(first * rope.number("factor", 1.0, 1024.0, 1.0)))
+    longest.append(text.count(("model_max_length",), 0, _LENGTH_MAX, default=0))
+    return max(longest)
+
+
+def _derived_length(text: Reader, model_type: str) -> int | None:
     """The longest context, as vLLM derives it (config/model.py, ``_get_and_verify_max_len``)."""
     names = (
         "max_position_embeddings",
@@ -253,8 +358,7 @@ def _max_length(text: Reader, model_type: str) -> int | None:
     lengths = [length for length in found if length]
     if not lengths:
         return None
-    rope = Reader(text.mapping("rope_scaling") or text.mapping("rope_parameters") or {}, "rope_scaling.")
-    kind = rope.text("rope_type") or rope.text("type") or "default"
+    rope, kind = _rope(text)
     scaled = ("default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
     factor = 1.0 if kind in scaled or "gemma3" in model_type else rope.number("factor", 1.0, 1024.0, 1.0)
     return int(min(lengths) * factor)
@@ -376,6 +480,7 @@ def _whisper(top: Reader) -> Model:
         dtype_bytes=_dtype_bytes(top, top),
         tied=True,
         max_length=top.count(("max_target_positions",), 1, _LENGTH_MAX, 448),
+        default_length=top.count(("max_target_positions",), 1, _LENGTH_MAX, 448),
         kinds=(FULL,) * layers,
         gated=False,
         encoder_decoder=True,

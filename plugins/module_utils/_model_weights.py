@@ -33,7 +33,11 @@ _TOWER = re.compile(
     r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder|vit|audio_tower|audio_encoder|speech_encoder|"
     r"multi_modal_projector|mm_projector|vision_projection|merger|embed_vision|embed_audio|mlp1|aligner)(?:\.|$)"
 )
-_UNUSED = re.compile(r"(?:^|\.)(?:mtp|rotary_emb\.inv_freq)(?:\.|$)|(?:^|\.)masked_bias$|(?:^|\.)attn\.bias$")
+# Of a model that also speaks, vLLM serves the part that thinks.
+_UNUSED = re.compile(
+    r"(?:^|\.)(?:mtp|rotary_emb\.inv_freq)(?:\.|$)|(?:^|\.)masked_bias$|(?:^|\.)attn\.bias$|"
+    r"^(?:talker|token2wav|code2wav)\."
+)
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|tok_embeddings|word_embeddings|embeddings)\.")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|proj_out|embed_out|output_layer)\.|^output\.weight$")
 _WHOLE = re.compile(
@@ -53,10 +57,15 @@ class LayerWeights:
     key_value: int = 0
     whole: int = 0
 
-    def on_gpu(self, tensor_parallel: int, kv_heads: int) -> int:
-        """Bytes on one GPU of a group of ``tensor_parallel``."""
+    def on_gpu(self, tensor_parallel: int, kv_heads: int, experts: float = 0.0, ranks: int = 1) -> int:
+        """Bytes on one GPU of a group of ``tensor_parallel``; the part ``experts`` of what is split is dealt out to
+        ``ranks`` such groups."""
+        apart = int(self.split * experts) if ranks > 1 else 0
         return (
-            _up(self.split, tensor_parallel) + _up(self.key_value, min(tensor_parallel, max(1, kv_heads))) + self.whole
+            _up(self.split - apart, tensor_parallel)
+            + _up(apart, tensor_parallel * ranks)
+            + _up(self.key_value, min(tensor_parallel, max(1, kv_heads)))
+            + self.whole
         )
 
 
@@ -237,6 +246,16 @@ def _scaled(weights: Weights, total: int) -> Weights:
         unused=0,
         exact=False,
     )
+
+
+def expert_part(model: Model, number: int) -> float:
+    """The part of a layer's split weights that are its experts'; data parallel groups share these among them."""
+    if model.moe is None or number < model.moe.dense_layers:
+        return 0.0
+    matrices = 3 if model.gated else 2
+    experts = matrices * model.hidden * model.moe.experts * model.moe.intermediate
+    bits = 8 * model.dtype_bytes if model.quantization is None else model.quantization.bits
+    return min(1.0, experts * bits / 8 / max(1, _layer(model, number).split))
 
 
 def _layer(model: Model, number: int) -> LayerWeights:

@@ -52,7 +52,8 @@ LENGTH_FALLBACK = 2048
 @dataclass(frozen=True)
 class Demand:
     """How a service shall run. ``memory_total_bytes`` is that of a card as CUDA sees it (``_sizing_peak.cuda_bytes``),
-    ``max_model_len`` None or 0 the model's own; the rest follows vLLM's flags."""
+    ``max_model_len`` None or 0 the model's own; the rest follows vLLM's flags. ``doubt`` names what is asked for and
+    not reckoned, and may make the sum smaller."""
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
@@ -73,6 +74,10 @@ class Demand:
     encoder_data_parallel: bool = False
     expert_parallel: bool = False
     skip_encoder_profiling: bool = False
+    data_parallel: int = 1
+    context_parallel: int = 1
+    cpu_offload_bytes: int = 0
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,13 @@ class Sizing:
 
     @property
     def margin_bytes(self) -> int:
-        """How far the estimates in the sum may be off, from those of published boots that are known: a third of them
-        and 256 MiB, and 2 % of weights that are reckoned from the config."""
-        estimated = sum(size for label, size in self.rows if label in ESTIMATED)
-        return 256 * MIB + estimated // 3 + (0 if self.exact_weights else self.weights_bytes // 50)
+        """How far the sum may be above what vLLM needs: half a GiB, all of graphs (that releases before 0.21 take
+        beside the budget) and workspaces, half of the other estimates, and 2 % of weights that are reckoned from the
+        config. What misses by more cannot start."""
+        rows = dict(self.rows)
+        halves = rows.get(ACTIVATIONS, 0) + rows.get(ENCODER_PEAK, 0)
+        wholes = rows.get(GRAPHS, 0) + rows.get(WORKSPACE, 0)
+        return 512 * MIB + wholes + halves // 2 + (0 if self.exact_weights else self.weights_bytes // 50)
 
     @property
     def slack(self) -> float:
@@ -252,7 +260,7 @@ def longest_context(model: Model, demand: Demand) -> int:
 
 def context_length(model: Model, demand: Demand) -> int:
     """``max_model_len``, or the model's own length where nobody says one."""
-    return demand.max_model_len or model.max_length or LENGTH_FALLBACK
+    return demand.max_model_len or model.default_length or LENGTH_FALLBACK
 
 
 def batch_of(model: Model, demand: Demand) -> tuple[int, int]:
@@ -306,7 +314,10 @@ def _stage(model: Model, demand: Demand, stage: int, layers: range) -> Sizing:
     fixed.update(_peak_rows(model, demand, batched, sequences, first, last))
     if not demand.enforce_eager:
         fixed[GRAPHS] = _sizing_peak.graph_bytes(len(layers), sequences, batched)
-    request = cache.request_bytes(length, flight)
+    # Context parallel GPUs have a part of each request's tokens.
+    ranks = max(1, demand.context_parallel)
+    part = -(-length // ranks)
+    request = cache.request_bytes(part, flight)
     needed = sum(fixed.values()) + (request + cache.block_bytes if cache.groups else 0)
     if demand.kv_cache_memory_bytes:
         available = demand.kv_cache_memory_bytes
@@ -330,11 +341,11 @@ def _stage(model: Model, demand: Demand, stage: int, layers: range) -> Sizing:
         weights_bytes=weights_bytes,
         kv_bytes_per_token=cache.token_bytes,
         kv_request_bytes=request,
-        kv_used_bytes=cache.used_bytes(length, model.encoder_positions, flight),
+        kv_used_bytes=cache.used_bytes(part, model.encoder_positions, flight),
         kv_available_bytes=max(0, available),
         max_model_len=length,
-        max_len_fitting=cache.longest(available, flight, max(model.max_length or 0, length)),
-        concurrency=cache.concurrency(available, length, flight),
+        max_len_fitting=ranks * cache.longest(available, flight, max(model.max_length or 0, length) // ranks),
+        concurrency=cache.concurrency(available, part, flight),
         outside_bytes=outside,
         tensor_parallel=parallel,
         pipeline_parallel=demand.pipeline_parallel,
@@ -349,16 +360,27 @@ def _weight_rows(
     """Bytes of weights on one GPU. The embedding is with the first stage, the head (or a tied embedding) with the last,
     both cut along the vocabulary; an encoder is with the first."""
     parallel = max(1, demand.tensor_parallel)
-    yield (
-        WEIGHTS,
-        sum(weights.layers[number].on_gpu(parallel, model.kv_heads) for number in layers) + weights.other,
+    ranks = max(1, demand.data_parallel)
+    stacked = sum(
+        weights.layers[number].on_gpu(
+            parallel, model.kv_heads, _model_weights.expert_part(model, number) if ranks > 1 else 0.0, ranks
+        )
+        for number in layers
     )
+    yield WEIGHTS, max(0, stacked - demand.cpu_offload_bytes) + weights.other
     vocabulary = weights.embedding if first or (last and model.tied) else 0
     vocabulary += weights.head if last else 0
     yield EMBEDDINGS, -(-vocabulary // parallel)
-    if first:
+    if first and not _without_encoders(model, demand):
         parts = 1 if demand.encoder_data_parallel else parallel
         yield ENCODER, -(-weights.tower // parts) + weights.tower_whole
+
+
+def _without_encoders(model: Model, demand: Demand) -> bool:
+    """Where a request may hold nothing for an encoder, vLLM does not load it."""
+    kinds = {"vision": ("image", "video"), "audio": ("audio",)}
+    asked = [kind for tower in model.towers for kind in kinds.get(tower.kind, ())]
+    return model.multimodal and all(demand.limits.get(kind) == 0 for kind in asked)
 
 
 def _peak_rows(model: Model, demand: Demand, batched: int, sequences: int, first: bool, last: bool) -> t.Iterator[Row]:

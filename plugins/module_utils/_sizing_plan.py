@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import typing as t
 from dataclasses import dataclass, replace
@@ -27,7 +26,15 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import (
     model_of,
     size_of,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_peak import cuda_bytes
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_flags import (
+    doubt_of,
+    limits_of,
+    number,
+    pixels_of,
+    plain_flags,
+    whole,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_peak import CONTEXT_BYTES, cuda_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils._tensor_parallel import (
     legal_tensor_parallel,
     pipeline_parallel_fault,
@@ -91,93 +98,37 @@ def demand_of(
 
     Flags that cannot be read are left at vLLM's defaults: whether they may stand is for others to say.
     """
-    flags = _plain_flags(arguments)
+    flags = plain_flags(arguments)
     base = Demand(
         tensor_parallel=max(1, tensor_parallel),
-        pipeline_parallel=_whole(flags.get("pipeline-parallel-size")) or 1,
+        pipeline_parallel=whole(flags.get("pipeline-parallel-size")) or 1,
         gpu_name=gpu_name,
-        max_model_len=_whole(max_model_len),
+        max_model_len=whole(max_model_len),
         kv_cache_dtype=str(flags.get("kv-cache-dtype") or "auto"),
         quantization=str(flags.get("quantization") or ""),
-        max_num_batched_tokens=_whole(flags.get("max-num-batched-tokens")),
-        max_num_seqs=_whole(flags.get("max-num-seqs")),
+        max_num_batched_tokens=whole(flags.get("max-num-batched-tokens")),
+        max_num_seqs=whole(flags.get("max-num-seqs")),
         enforce_eager=flags.get("enforce-eager") is True,
-        kv_cache_memory_bytes=_whole(flags.get("kv-cache-memory-bytes")),
+        kv_cache_memory_bytes=whole(flags.get("kv-cache-memory-bytes")),
         prefix_caching=flags.get("enable-prefix-caching") is not False,
-        limits=_limits(flags.get("limit-mm-per-prompt")),
-        max_pixels=_pixels(flags.get("mm-processor-kwargs")),
+        limits=limits_of(flags),
+        max_pixels=pixels_of(flags),
         encoder_data_parallel=flags.get("mm-encoder-tp-mode") == "data",
         expert_parallel=flags.get("enable-expert-parallel") is True,
         skip_encoder_profiling=flags.get("skip-mm-profiling") is True,
+        data_parallel=whole(flags.get("data-parallel-size")) or 1,
+        context_parallel=(whole(flags.get("decode-context-parallel-size")) or 1)
+        * (whole(flags.get("prefill-context-parallel-size")) or 1),
+        cpu_offload_bytes=int(max(0.0, number(flags.get("cpu-offload-gb")) or 0.0) * GIB),
+        doubt=doubt_of(flags),
     )
     if cards_memory:
         base = replace(base, memory_total_bytes=cuda_bytes(min(cards_memory)))
-    share = _number(flags.get("gpu-memory-utilization", flags.get("device-memory-utilization")))
+    share = number(flags.get("gpu-memory-utilization", flags.get("device-memory-utilization")))
     if share is not None and 0 < share <= 1:
         base = replace(base, utilization=share)
-    block = _whole(flags.get("block-size"))
+    block = whole(flags.get("block-size"))
     return replace(base, block_size=block) if block and block <= 4096 else base
-
-
-def _plain_flags(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Names with dashes, and ``no-x: true`` as ``x: false``."""
-    flags: dict[str, t.Any] = {}
-    for name, value in arguments.items():
-        spelled = str(name).replace("_", "-")
-        bare = spelled.removeprefix("no-")
-        flags[bare] = (not value if bare != spelled else value) if isinstance(value, bool) else value
-    return flags
-
-
-_UNITS = {"k": 1000, "m": 1000**2, "g": 1000**3, "K": 1024, "M": MIB, "G": GIB}
-
-
-def _whole(value: object) -> int | None:
-    """A positive whole number as vLLM reads one: ``8192``, ``"25.6k"``, ``"2G"``; None for anything else."""
-    if isinstance(value, str):
-        text = value.strip()
-        factor = _UNITS.get(text[-1:], 0)
-        number = _number(text[:-1] if factor else text)
-        value = None if number is None else int(number * (factor or 1))
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 < value < 2**60 else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _json(value: object) -> dict[str, t.Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _limits(value: object) -> dict[str, int]:
-    """``--limit-mm-per-prompt``: how many items of a kind a request may have, written as a number or with options."""
-    limits = {}
-    for kind, wanted in _json(value).items():
-        count = wanted.get("count") if isinstance(wanted, dict) else wanted
-        if isinstance(count, int) and not isinstance(count, bool) and count >= 0:
-            limits[str(kind)] = count
-    return limits
-
-
-def _pixels(value: object) -> int:
-    options = _json(value)
-    size = options.get("size")
-    edge = size.get("longest_edge") if isinstance(size, dict) else None
-    return _whole(options.get("max_pixels")) or _whole(edge) or 0
 
 
 # --- proposals -------------------------------------------------------------------------------------------------------
@@ -278,7 +229,7 @@ def assess(
         max_model_len=max_model_len,
     )
     faults = check_parallel(service, model, demand)
-    if faults or not known:
+    if not known or any(fault.severity == ERROR for fault in faults):
         return None, faults
     if max_model_len in ("auto", -1):
         demand = replace(demand, max_model_len=longest_context(model, demand) or None)
@@ -286,18 +237,26 @@ def assess(
     if model.multimodal and not sizing.fits:
         # A shorter context has a smaller encoder at work, so that more of it fits than what is left now would hold.
         sizing = replace(sizing, max_len_fitting=longest_context(model, demand))
-    return sizing, check(service, model, demand, sizing, allow_long)
+    return sizing, [*faults, *check(service, model, demand, sizing, allow_long)]
 
 
 def check_parallel(service: str, model: Model, demand: Demand) -> list[Finding]:
     """plan.tensor_parallel_illegal: what vLLM refuses while it loads, whatever the memory."""
-    fault = tensor_parallel_fault(model, demand.tensor_parallel, demand.expert_parallel, demand.encoder_data_parallel)
+    how = (demand.tensor_parallel, demand.expert_parallel, demand.encoder_data_parallel)
+    fault = tensor_parallel_fault(model, *how)
     if fault is not None:
         legal = _legal(model, demand, max(8, demand.tensor_parallel))
         below = [size for size in legal if size <= demand.tensor_parallel]
         remedy = f"set tensor_parallel_size: {below[-1]}, and gpus: to as many" if below else "use another model"
         expected = f"a tensor_parallel_size of {_listed(legal)}" if legal else "a model that can be divided"
-        return [Finding("plan.tensor_parallel_illegal", ERROR, fault, expected, remedy, service)]
+        if model.moe is not None and not demand.expert_parallel and "an expert" in fault:
+            remedy += ", or enable-expert-parallel: true under args:"
+        if tensor_parallel_fault(model, *how, lenient=True) is None:
+            fault += "; vLLM 0.33 makes the blocks smaller, releases before it refuse to load the model"
+            return [Finding("plan.tensor_parallel_illegal", WARNING, fault, expected, remedy, service)]
+        # What is said of a model by flags alone is not read.
+        severity = WARNING if _other_config(demand) else ERROR
+        return [Finding("plan.tensor_parallel_illegal", severity, fault, expected, remedy, service)]
     fault = pipeline_parallel_fault(model, demand.pipeline_parallel)
     if fault is not None:
         most = 1 if model.encoder_decoder else model.layers
@@ -310,7 +269,7 @@ def check_parallel(service: str, model: Model, demand: Demand) -> list[Finding]:
 def check(service: str, model: Model, demand: Demand, sizing: Sizing, allow_long: bool = False) -> list[Finding]:
     """What is wrong with a service's memory: plan.context_too_long, plan.memory_short, plan.memory_tight."""
     own = model.max_length
-    if demand.max_model_len and own and demand.max_model_len > own and not allow_long:
+    if demand.max_model_len and own and demand.max_model_len > own and not allow_long and not _other_config(demand):
         return [
             Finding(
                 "plan.context_too_long",
@@ -329,6 +288,11 @@ def check(service: str, model: Model, demand: Demand, sizing: Sizing, allow_long
     if round_length(longest):
         return [_context(service, model, demand, sizing, longest)]
     return [_short(service, model, demand, sizing)]
+
+
+def _other_config(demand: Demand) -> bool:
+    """Whether the flags say more of the model than its config.json does."""
+    return "hf-" in demand.doubt
 
 
 def _fixed_cache(demand: Demand) -> bool:
@@ -355,8 +319,8 @@ def _context(service: str, model: Model, demand: Demand, sizing: Sizing, longest
         remedy += ", or limit-mm-per-prompt: '{\"video\": 0}' under args: if no videos are asked about"
     return Finding(
         "plan.context_too_long",
-        _severity(sizing),
-        f"{_needs(demand, sizing)}: {taken}{_doubt(sizing)}",
+        _severity(model, demand, sizing),
+        f"{_needs(demand, sizing)}: {taken}{_doubt(model, demand, sizing)}",
         f"a context of at most {longest} tokens",
         remedy,
         service,
@@ -378,9 +342,9 @@ def _short(service: str, model: Model, demand: Demand, sizing: Sizing) -> Findin
         remedy = "use larger cards, or pipeline-parallel-size under args:"
     return Finding(
         "plan.memory_short",
-        _severity(sizing),
+        _severity(model, demand, sizing),
         f"{_needs(demand, sizing)}: {gib(sizing.weights_bytes)} of weights leave no room for one request"
-        f"{_doubt(sizing)}",
+        f"{_doubt(model, demand, sizing)}",
         f"at most {gib(sizing.budget_bytes)} per GPU",
         remedy,
         service,
@@ -400,14 +364,21 @@ def _over_committed(service: str, demand: Demand, sizing: Sizing) -> Finding:
         seen = f"gpu_memory_utilization is {demand.utilization:g}, which asks for {gib(sizing.budget_bytes)} per GPU"
     return Finding(
         "plan.memory_short",
-        # What the contexts take is an estimate; half of it is certain.
-        ERROR if sizing.budget_bytes + outside // 2 > total else WARNING,
+        ERROR if _certain(demand, sizing) > total and not demand.doubt else WARNING,
         f"{seen}; {_card(demand)} {gib(total)} for CUDA, of which about {gib(outside)} go to the CUDA context"
         + (" and NCCL" if sizing.tensor_parallel * sizing.pipeline_parallel > 1 else ""),
         f"at most {gib(total - outside)} per GPU: vLLM refuses to start when less is free than it asks for",
         remedy,
         service,
     )
+
+
+def _certain(demand: Demand, sizing: Sizing) -> int:
+    """What is taken for certain: of a cache of so many bytes not the estimates beside it, which are gone before it is
+    there, and of what the contexts take less than half."""
+    fixed = demand.kv_cache_memory_bytes
+    certain = CONTEXT_BYTES // 2 + max(0, sizing.outside_bytes - CONTEXT_BYTES) // 4
+    return (sizing.weights_bytes + fixed if fixed else sizing.budget_bytes) + certain
 
 
 def _tight(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
@@ -433,12 +404,17 @@ def _tight(service: str, model: Model, demand: Demand, sizing: Sizing) -> Findin
     )
 
 
-def _severity(sizing: Sizing) -> str:
+def _severity(model: Model, demand: Demand, sizing: Sizing) -> str:
     """An error where it cannot start whatever the estimates are worth; nothing is refused on a guess."""
-    return ERROR if sizing.short_bytes > sizing.margin_bytes else WARNING
+    return WARNING if _doubt(model, demand, sizing) else ERROR
 
 
-def _doubt(sizing: Sizing) -> str:
+def _doubt(model: Model, demand: Demand, sizing: Sizing) -> str:
+    """Why it may start all the same."""
+    if demand.doubt:
+        return f"; but {demand.doubt} may change that, and the sum does not follow it"
+    if not model.known:
+        return f"; but the cache of {model.model_type or 'such a model'} may be another than the sum has it"
     if sizing.short_bytes > sizing.margin_bytes:
         return ""
     return f"; it is {gib(sizing.short_bytes)} short, and the estimates may be off by {gib(sizing.margin_bytes)}"

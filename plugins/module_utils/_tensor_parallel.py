@@ -17,6 +17,8 @@ import typing as t
 if t.TYPE_CHECKING:
     from ansible_collections.gpufleet.vllm.plugins.module_utils._model_config import Model, Quantization
 
+_CUT_ENCODERS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+
 
 def legal_tensor_parallel(
     model: Model, limit: int, expert_parallel: bool = False, encoder_data_parallel: bool = False
@@ -30,13 +32,23 @@ def legal_tensor_parallel(
 
 
 def tensor_parallel_fault(
-    model: Model, size: int, expert_parallel: bool = False, encoder_data_parallel: bool = False
+    model: Model,
+    size: int,
+    expert_parallel: bool = False,
+    encoder_data_parallel: bool = False,
+    lenient: bool = False,
 ) -> str | None:
-    """Why ``size`` GPUs cannot share the model, as a sentence that names the numbers; None where they can."""
+    """Why ``size`` GPUs cannot share the model, as a sentence that names the numbers; None where they can.
+
+    ``lenient`` leaves out what vLLM 0.33 takes and releases before it refuse: experts and merged matrices of FP8 whose
+    parts are no whole blocks (``fused_moe/oracle/fp8.py``, ``layers/linear.py``).
+    """
     if size < 1:
         return f"tensor_parallel_size is {size}"
     if model.heads % size:
         return f"{model.heads} attention heads cannot be divided by tensor_parallel_size {size}"
+    if not model.known:
+        return None
     fault = _key_value_fault(model.kv_heads, size) if model.mla is None and model.heads else None
     if fault is not None:
         return fault
@@ -45,7 +57,7 @@ def tensor_parallel_fault(
             return f"{number:,} {what} cannot be divided by tensor_parallel_size {size}"
     if model.quantization is None or size == 1:
         return None
-    return _quantization_fault(model, model.quantization, size, expert_parallel)
+    return _quantization_fault(model, model.quantization, size, expert_parallel, lenient)
 
 
 def pipeline_parallel_fault(model: Model, size: int) -> str | None:
@@ -68,7 +80,9 @@ def _divided(model: Model, expert_parallel: bool, encoder_data_parallel: bool) -
     if model.moe is not None and not expert_parallel:
         yield "rows of an expert (moe_intermediate_size)", model.moe.intermediate
     for tower in model.towers:
-        if model.encoder_decoder or not encoder_data_parallel:
+        # Other encoders are not cut, or left whole where they cannot be (``models/intern_vit.py``).
+        cut = model.encoder_decoder or model.model_type.startswith(_CUT_ENCODERS)
+        if cut and (model.encoder_decoder or not encoder_data_parallel):
             yield f"attention heads of the {tower.kind} encoder", tower.heads
 
 
@@ -78,7 +92,9 @@ def _key_value_fault(kv_heads: int, size: int) -> str | None:
     return f"{kv_heads} KV heads cannot be divided by tensor_parallel_size {size}" if kv_heads % size else None
 
 
-def _quantization_fault(model: Model, quantization: Quantization, size: int, expert_parallel: bool) -> str | None:
+def _quantization_fault(
+    model: Model, quantization: Quantization, size: int, expert_parallel: bool, lenient: bool
+) -> str | None:
     """Each GPU needs whole groups, or whole blocks, of the quantised matrices."""
     inputs = []  # of matrices that are cut along their input
     outputs = []  # of matrices that are cut along their output
@@ -92,7 +108,7 @@ def _quantization_fault(model: Model, quantization: Quantization, size: int, exp
         inputs.append(("a layer's MLP", model.intermediate))
         outputs.append(("a layer's MLP", model.intermediate))
     # Experts in groups have a kernel that takes parts of one (moe_wna16); those in blocks have none.
-    if model.moe is not None and not expert_parallel and quantization.block:
+    if model.moe is not None and not expert_parallel and quantization.block and not lenient:
         inputs.append(("an expert", model.moe.intermediate))
         outputs.append(("an expert", model.moe.intermediate))
     rows, columns = quantization.block or (0, quantization.group)
@@ -103,7 +119,7 @@ def _quantization_fault(model: Model, quantization: Quantization, size: int, exp
                 f"the {width // size:,} columns that each of {size} GPUs gets of {what} are no whole {kind} of "
                 f"{columns} ({quantization.method})"
             )
-    for what, width in outputs:
+    for what, width in [] if lenient else outputs:
         if rows and width // size % rows:
             return (
                 f"the {width // size:,} rows that each of {size} GPUs gets of {what} are no whole blocks of {rows} "

@@ -152,9 +152,13 @@ def test_an_illegal_size_is_found_before_any_memory():
 def test_experts_that_are_not_cut():
     """Eight GPUs get whole experts of Qwen3-235B-A22B-FP8 with expert parallelism, and too few rows of each without."""
     memory = 144000 * MIB
-    one = only(check("qwen3-235b-a22b-fp8", 8, memory)[1])
+    sizing, found = check("qwen3-235b-a22b-fp8", 8, memory)
+    one = only(found)
     assert one.code == "plan.tensor_parallel_illegal"
     assert "192 columns" in one.seen or "192 rows" in one.seen
+    assert "enable-expert-parallel: true" in one.remedy
+    assert one.severity == "warning", "vLLM 0.33 refines the blocks, and starts"
+    assert sizing.fits
     assert check("qwen3-235b-a22b-fp8", 8, memory, enable_expert_parallel=True)[1] == []
 
 
@@ -240,6 +244,148 @@ def test_nothing_is_refused_on_a_guess():
     # 0.98 of the card leave 0.47 GiB for a context of about 0.54.
     doubtful = only(check("qwen3-8b", memory=24 * GIB, length=8192, gpu_memory_utilization=0.98)[1])
     assert (doubtful.code, doubtful.severity) == ("plan.memory_short", "warning")
+
+
+def assessed(values, tensor_parallel=1, memory=24 * GIB, length=None, weights=None, **options):
+    """What is found for a config, by its severity."""
+    entry = {"config": values, "error": None, "weights": weights}
+    flags = {key.replace("_", "-"): value for key, value in options.items()}
+    sizing, found = assess(
+        "svc",
+        entry,
+        flags,
+        tensor_parallel=tensor_parallel,
+        cards_memory=[memory] * tensor_parallel,
+        max_model_len=length,
+    )
+    return sizing, [one.severity for one in found]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"cpu-offload-gb": 120},
+        {"offload-group-size": 8, "offload-num-in-group": 6},
+        {"offload-backend": "prefetch"},
+        {"hf-overrides": '{"num_hidden_layers": 8}'},
+        {"hf-overrides.num_hidden_layers": 8},
+        {"quantization": "torchao"},
+        {"quantization-config": '{"global_scheme": "fp8"}'},
+        {"runner": "pooling"},
+        {"worker-cls": "mine.Worker"},
+    ],
+)
+def test_flags_that_the_sum_does_not_follow_refuse_nothing(flags):
+    """A model that is far too large without them."""
+    plain = check("llama-3.1-70b", length=8192)[1]
+    assert [one.severity for one in plain] == ["error"]
+    named = {key.replace("-", "_"): value for key, value in flags.items()}
+    found = check("llama-3.1-70b", length=8192, **named)[1]
+    assert "error" not in [one.severity for one in found]
+
+
+def test_weights_in_the_memory_of_the_host():
+    sizing, found = check("llama-3.1-70b", length=8192, cpu_offload_gb=100)
+    assert sizing.fits
+    assert found == []
+    sizing, found = check("llama-3.1-70b", length=8192, cpu_offload_gb="20")
+    assert [one.severity for one in found] == ["error"], "the other 110 GiB are too much all the same"
+
+
+def test_experts_are_dealt_out_to_data_parallel_groups():
+    """DeepSeek-V3 as it is served on one host of eight H200: attention on each, experts on one of them."""
+    flags = {"data_parallel_size": 8, "enable_expert_parallel": True}
+    sizing, found = check("deepseek-v3", memory=143771 * MIB, length=32768, gpu="NVIDIA H200", **flags)
+    assert sizing.fits
+    assert [one.severity for one in found if one.severity == "error"] == []
+    assert 90 < sizing.weights_bytes / GIB < 105
+    alone = check("deepseek-v3", memory=143771 * MIB, length=32768, gpu="NVIDIA H200")
+    assert alone[1][0].severity == "error"
+
+
+def test_context_parallel_gpus_share_the_tokens():
+    one, _found = check("deepseek-v3", 8, 143771 * MIB, length=163840)
+    shared, _found = check("deepseek-v3", 8, 143771 * MIB, length=163840, decode_context_parallel_size=8)
+    assert shared.kv_request_bytes == pytest.approx(one.kv_request_bytes / 8, rel=0.01)
+    assert shared.concurrency == pytest.approx(8 * one.concurrency, rel=0.01)
+
+
+def test_encoders_that_are_not_loaded():
+    plain = check("qwen2.5-vl-7b", length=32000)[0]
+    text = check("qwen2.5-vl-7b", length=32000, language_model_only=True)[0]
+    none = check("qwen2.5-vl-7b", length=32000, limit_mm_per_prompt={"image": 0, "video": 0})[0]
+    assert text.weights_bytes == none.weights_bytes < plain.weights_bytes - GIB
+    assert "encoder at work (peak)" not in dict(text.rows)
+
+
+def test_a_cache_in_bytes_is_not_there_while_the_encoder_is_profiled():
+    """15.4 GiB of weights and 20 GiB of cache fit a card of 44; the peak of the profiling run is over by then."""
+    found = check("qwen2.5-vl-7b", length=128000, kv_cache_memory_bytes="20G")[1]
+    assert [one.severity for one in found] == ["warning"]
+
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 80,
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "vocab_size": 9,
+}
+NAS = {**LLAMA, "model_type": "nemotron-nas", "num_key_value_heads": None, "max_position_embeddings": 131072}
+
+
+def test_architectures_that_are_not_known_are_only_warned_of():
+    """Llama-Nemotron has its KV heads in block_configs: eight times fewer than a reading as Llama has them."""
+    llama = {**NAS, "model_type": "llama"}
+    assert assessed(llama, 8, 48 * GIB)[1] == ["error"]
+    assert assessed(NAS, 8, 48 * GIB)[1] == ["warning"]
+    assert assessed({**NAS, "num_attention_heads": 60}, 8, 48 * GIB)[1] == ["error"], "vLLM asks that of every model"
+
+
+def test_encoders_that_are_left_whole_are_no_fault():
+    """InternViT has 25 heads, and Whisper before another decoder 20; neither is cut into eight."""
+    small = {"num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 1024}
+    text = {"model_type": "qwen2", "num_attention_heads": 16, "num_key_value_heads": 8, **small}
+    vision = {"hidden_size": 3200, "num_attention_heads": 25, "num_hidden_layers": 45, "patch_size": 14}
+    config_ = {"model_type": "internvl_chat", "llm_config": text, "vision_config": vision}
+    assert assessed(config_, 8, 80 * GIB, 4096)[1] == []
+    audio = {"d_model": 1280, "encoder_attention_heads": 20, "encoder_layers": 32, "encoder_ffn_dim": 5120}
+    config_ = {"model_type": "qwen2_audio", "text_config": text, "audio_config": audio}
+    assert assessed(config_, 8, 80 * GIB, 4096)[1] == []
+
+
+def test_contexts_that_some_release_takes():
+    """YaRN in config.json: releases before 0.33 multiply the first length, 0.33 reads max_position_embeddings."""
+    values = {**config("qwen3-8b"), "max_position_embeddings": 40960}
+    assert "error" in assessed(values, memory=H100, length=131072)[1]
+    values["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert "error" not in assessed(values, memory=H100, length=131072)[1]
+    assert "error" in assessed(values, memory=H100, length=131073)[1]
+    overrides = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}
+    plain = config("qwen3-8b")
+    assert "error" not in assessed(plain, memory=H100, length=131072, hf_overrides=overrides)[1]
+    assert "error" not in assessed({**plain, "model_max_length": 65536}, memory=H100, length=65536)[1]
+
+
+def test_longrope_starts_with_its_first_length():
+    """Phi-3-medium-128k takes 25 GiB for one request of its whole length, and vLLM starts it with 4,096 tokens."""
+    phi = {
+        "model_type": "phi3",
+        "hidden_size": 5120,
+        "intermediate_size": 17920,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 10,
+        "vocab_size": 32064,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]},
+    }
+    sizing, found = assessed(phi, memory=L40S)
+    assert sizing.max_model_len == 4096
+    assert found == []
+    sizing, found = assessed(phi, memory=L40S, length=131072)
+    assert found == ["error"]
 
 
 def test_auto_takes_what_fits():
