@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     contained,
     dig,
     dotted,
+    hold,
     install_driver,
     install_fabric_manager,
     is_data_centre,
@@ -159,8 +160,9 @@ def mismatch(context: Context) -> Verdict:
         return None
     seen = f"kernel module {module or '(unknown)'}, library {library or '(unknown)'}"
     remedy = (
-        "stop the services, then 'modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia && modprobe nvidia' or "
-        "reboot; then hold the packages: apt-mark hold 'nvidia-*' 'libnvidia-*'"
+        "stop the services and nvidia-persistenced (systemctl stop), then 'modprobe -r nvidia_uvm nvidia_drm "
+        "nvidia_modeset nvidia && modprobe nvidia' or reboot; then hold the packages: "
+        + hold(("nvidia-*", "libnvidia-*"), context)
     )
     return [Failure(seen, "one version", remedy)]
 
@@ -183,7 +185,9 @@ def cuda(context: Context) -> Verdict:
         bridged = bool(able) and len(able) == len(cards_of(service, context)) and have >= 535
         if bridged and _forward(service):
             return None
-        remedy = f"install driver R{oldest} or newer and reboot ({install_driver(oldest, context)}), or set "
+        remedy = (
+            f"install driver R{oldest} or newer and reboot ({install_driver(max(oldest, ADVISED), context)}), or set "
+        )
         remedy += f"vllm_image to one for CUDA {wanted[0] - 1}" + (" (a tag with -cu129)" if wanted[0] == 13 else "")
         if bridged:
             remedy += f'; until then {COMPATIBILITY}: "1" under environment: bridges it on these data-centre GPUs'
@@ -348,8 +352,7 @@ def fabric_manager(context: Context) -> Verdict:
     if manager.get("installed") is False:
         if ready:
             return None
-        have = branch(context)
-        remedy = f"{install_fabric_manager(have, context)} in the driver's version, then {RESTART_FABRIC}"
+        remedy = f"{install_fabric_manager(context)} in the driver's version, then {RESTART_FABRIC}"
         return [Failure("Fabric Manager is not installed, and the host has NVSwitch", "Fabric Manager", remedy)]
     if manager.get("active") is None:
         return Unknown("whether Fabric Manager runs is not told")
@@ -376,7 +379,7 @@ def fabric_manager_version(context: Context) -> Verdict:
     if theirs[:length] == ours[:length]:
         return None
     driver = text(nvidia(context).get("driver_version"))
-    remedy = f"{install_fabric_manager(ours[0], context)} in version {driver}, and hold both packages"
+    remedy = f"{install_fabric_manager(context)} in version {driver}, and hold both packages"
     seen = f"Fabric Manager {text(manager.get('version'))}, driver {driver}"
     return [Failure(seen, f"Fabric Manager {driver}", f"{remedy}; then {RESTART_FABRIC}")]
 

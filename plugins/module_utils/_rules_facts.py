@@ -20,6 +20,8 @@ GIB = 2**30
 MIB = 2**20
 # vLLM's default (0.33; it was 0.9 before): a service that states no share takes this much of each of its cards.
 DEFAULT_UTILIZATION = 0.92
+# The first generation that the open kernel modules know.
+OPEN_FROM = (7, 5)
 # Data-centre and professional boards, by the names that nvidia-smi gives them.
 _DATA_CENTRE = re.compile(
     r"\b(?:Tesla|[AHLVPT]\d{1,3}[A-Z]*|GH\d{3}|GB\d{3}|B\d{3}|Quadro|RTX (?:A\d{4}|\d{4} Ada|PRO))\b", re.IGNORECASE
@@ -178,16 +180,56 @@ def upgrade(packages: str, context: Context) -> str:
 
 
 def install_driver(branch: int, context: Context) -> str:
-    """The command that installs a branch of the driver, from NVIDIA's or the distribution's repository."""
+    """The command that installs a branch of the driver: from Ubuntu's repository, else from NVIDIA's.
+
+    The open kernel modules begin with Turing, and are what NVIDIA recommends from there on (NVIDIA Driver Installation
+    Guide: Kernel Modules, Version Locking).
+    """
+    capabilities = [version(card.get("compute_capability")) for card in cards(context)]
+    is_open = not any(capability and capability < OPEN_FROM for capability in capabilities)
+    package = "nvidia-open" if is_open else "cuda-drivers"
     if _red_hat(context):
-        return f"dnf module install nvidia-driver:{branch}-open"
-    return f"apt install nvidia-driver-{branch}-server-open"
+        if not _has_modules(context):
+            return f"dnf versionlock add '*nvidia*{branch}*' && dnf install {package}"
+        stream = f"{branch}-{'open' if is_open else 'dkms'}"
+        return (
+            f"dnf module reset nvidia-driver && dnf module enable nvidia-driver:{stream} && "
+            f"dnf install --allowerasing {package}"
+        )
+    if text(dig(context.facts, "os", "id")) == "debian":
+        return f"apt install nvidia-driver-pinning-{branch} && apt install {package}"
+    return f"apt install nvidia-driver-{branch}-server{'-open' if is_open else ''}"
 
 
-def install_fabric_manager(branch: int | None, context: Context) -> str:
+def _has_modules(context: Context) -> bool:
+    """Whether the distribution knows streams of modules: Red Hat's up to 9, and Amazon's."""
+    system = mapping(mapping(context.facts).get("os"))
+    numbers = version(system.get("version_id"))
+    return text(system.get("id")) != "fedora" and not (numbers and 10 <= numbers[0] < 2000)
+
+
+def install_fabric_manager(context: Context) -> str:
+    """In the driver's own version, the only one that works beside it."""
+    driver = text(nvidia(context).get("driver_version"))
+    numbers = version(driver)
     if _red_hat(context):
-        return "dnf install nvidia-fabric-manager"
-    return f"apt install nvidia-fabricmanager{f'-{branch}' if branch else ''}"
+        # It was renamed with branch 580.
+        name = "nvidia-fabric-manager" if numbers and numbers < (580,) else "nvidia-fabricmanager"
+        return f"dnf install {name}{f'-{driver}' if numbers else ''}"
+    return f"apt install nvidia-fabricmanager{f'-{numbers[0]}' if numbers else ''}"
+
+
+def hold(packages: t.Iterable[str], context: Context) -> str:
+    """The command that keeps packages as they are."""
+    words = " ".join(f"'{package}'" for package in packages)
+    return f"dnf versionlock add {words}" if _red_hat(context) else f"apt-mark hold {words}"
+
+
+def kernel_argument(word: str, context: Context) -> str:
+    """How a word gets onto the kernel's command line."""
+    if _red_hat(context):
+        return f"grubby --update-kernel=ALL --args={word}"
+    return f"add {word} to GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub"
 
 
 # ---- cards

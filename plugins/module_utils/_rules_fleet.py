@@ -11,6 +11,7 @@ Replicas are the services of one name on several hosts; what differs is said onc
 from __future__ import annotations
 
 import typing as t
+from dataclasses import replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, WARNING
@@ -25,6 +26,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_driver import image_facts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import (
     Map,
+    argument,
     cards_of,
     contained,
     dig,
@@ -47,6 +49,8 @@ RULES: list[FleetRule] = []
 rule = fleet_rules_into(RULES)
 
 CLOCKS_APART_S = 30
+# A message that a person reads to its end: each of 500 hosts may be of a kind of its own.
+MOST_KINDS = 4
 
 Replica = tuple[Context, Map]
 # What a replica is, in words; an empty text where it cannot be told, None where the question does not concern it.
@@ -80,7 +84,10 @@ def differing(contexts: t.Sequence[Context], trait: Trait, expected: str, remedy
         order = sorted(kinds, key=lambda kind: (-len(kinds[kind]), kind))
         words = [f"{kind} on {listed(sorted(kinds[kind]), 3)}" for kind in order]
         hosts = tuple(sorted({host for group_hosts in kinds.values() for host in group_hosts}))
-        found.append((hosts, Failure("; ".join(words), expected, remedy.format(service=name), name)))
+        seen = "; ".join(words[:MOST_KINDS])
+        if len(words) > MOST_KINDS:
+            seen += f"; and {len(words) - MOST_KINDS} more kinds"
+        found.append((hosts, Failure(seen, expected, remedy.format(service=name), name)))
     return Unknown(f"{silent} of {listed(sorted(set(untold)), 4)} is not told") if untold and not found else found
 
 
@@ -171,9 +178,21 @@ def model(contexts: t.Sequence[Context]) -> FleetVerdict:
     def trait(_context: Context, service: Map) -> str | None:
         return text(service.get("model"))
 
-    return differing(
-        contexts, trait, "one model", "set one model: for {service} in vllm_services of all hosts", "the model"
-    )
+    remedy = "set one model: for {service} in vllm_services of all hosts, or give each model a service of its own name"
+    verdict = differing(contexts, trait, "one model", remedy, "the model")
+    if verdict is None or isinstance(verdict, Unknown):
+        return verdict
+    groups = replicas(contexts)
+    return [
+        (hosts, failure if _serve_one_name(groups[failure.service]) else replace(failure, severity=WARNING))
+        for hosts, failure in verdict
+    ]
+
+
+def _serve_one_name(group: t.Sequence[Replica]) -> bool:
+    """Whether a request cannot tell the replicas apart: clients and gateways go by the name of the model."""
+    served = {argument(service, "served-model-name") for _context, service in group}
+    return len(served) == 1 and "" not in served
 
 
 @rule(
@@ -219,7 +238,8 @@ def arguments(contexts: t.Sequence[Context]) -> FleetVerdict:
         words = texts(declared)
         # A port is a host's own, and tensor parallelism follows from its GPUs.
         own = {position for position, word in enumerate(words) if word in ("--port", "--tensor-parallel-size")}
-        return " ".join(word for position, word in enumerate(words) if not {position, position - 1} & own) or "no flags"
+        kept = " ".join(word for position, word in enumerate(words) if not {position, position - 1} & own)
+        return kept or "no flags"
 
     remedy = "set the same max_model_len: and args: for {service} on all hosts (group_vars instead of host_vars)"
     return differing(contexts, trait, "the same flags", remedy, "the flags")

@@ -115,6 +115,8 @@ def gone(context: Context) -> Verdict:
     if not on_gpus(context):
         return None
     recorded = mapping(dig(context.facts, "record", "services"))
+    if recorded and not isinstance(mapping(context.facts).get("gpus"), list):
+        return Unknown("the GPUs of the host are not told")
     planned = {service_name(service) for service in services(context)}
     found = []
     for name, entry in recorded.items():
@@ -129,8 +131,6 @@ def gone(context: Context) -> Verdict:
                 f"look for it with 'nvidia-smi -L' and 'lspci -d 10de:'; if it was replaced, set gpus: of {name} anew"
             )
             found.append(Failure(seen, "the cards of the last successful run", remedy, str(name)))
-    if not found and recorded and not isinstance(mapping(context.facts).get("gpus"), list):
-        return Unknown("the GPUs of the host are not told")
     return found
 
 
@@ -404,11 +404,11 @@ def _is_ours(process: Map) -> bool:
 
 
 def _foreign(card: Map) -> list[Map]:
-    """What computes on the card and is neither ours nor left over; the display's processes are no engines."""
+    """What is on the card and neither ours nor left over."""
     return [
         process
         for process in items(card.get("processes"))
-        if not _is_ours(process) and process.get("orphan") is not True and process.get("type") != "G"
+        if not _is_ours(process) and process.get("orphan") is not True
     ]
 
 
@@ -438,12 +438,16 @@ def _shortage(card: Map, held: int, context: Context) -> tuple[int, int] | None:
     "less than desired GPU memory utilization).",
 )  # fmt: skip
 def foreign_process(context: Context) -> Verdict:
+    problem = text(mapping(context.facts).get("services_problem"))
+
     def look(card: Map) -> Failure | None:
-        others = _foreign(card)
+        every = _foreign(card)
+        held = sum(whole(process.get("memory_used_bytes")) or 0 for process in every)
+        short = _shortage(card, held, context) if every else None
+        # The display's processes are no engines: they matter where their memory is missing.
+        others = every if short else [process for process in every if process.get("type") != "G"]
         if not others:
             return None
-        held = sum(whole(process.get("memory_used_bytes")) or 0 for process in others)
-        short = _shortage(card, held, context)
         pids = " ".join(str(whole(process.get("pid")) or "?") for process in others)
         seen = f"{listed(map(_who, others), 4)} on {label(card, context)}"
         seen += f", which leaves {size(max(0, short[1]))} of the {size(short[0])} that the plan wants" if short else ""
@@ -455,7 +459,10 @@ def foreign_process(context: Context) -> Verdict:
     def known(card: Map) -> bool:
         # Whose a process is, is told by the key's being there; None says that it is nobody's of ours.
         told = card.get("processes")
-        return isinstance(told, list) and all("service" in process for process in items(told))
+        if not isinstance(told, list) or not all("service" in process for process in items(told)):
+            return False
+        # Where the state of services cannot be read, a process that is nobody's may be ours.
+        return not problem or all(_is_ours(process) for process in items(told))
 
     return of_cards(context, "its processes, or whose they are,", known, look, chosen=True)
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, INFO, WARNING
@@ -293,11 +294,22 @@ def selinux_models(context: Context) -> Verdict:
         if not kind:
             silent.append(path)
         elif kind not in CONTAINER_TYPES:
-            remedy = f"semanage fcontext -a -t container_file_t '{path}(/.*)?' && restorecon -R {path}"
+            # A model is built beside its path and renamed, so that it has the type of the directory above.
+            place = posixpath.dirname(path.rstrip("/")).rstrip("/") or path
+            remedy = _relabel(place)
             seen = f"{path} has the type {kind}"
             services_of = texts(artifact.get("services"))
             found.append(Failure(seen, "container_file_t", remedy, services_of[0] if services_of else ""))
+    root = text(mapping(context.plan).get("root"))
+    kind = text(labels.get(root))
+    if services(context) and kind and kind not in CONTAINER_TYPES:
+        seen = f"{root}, where containers keep their caches, has the type {kind}"
+        found.append(Failure(seen, "container_file_t", _relabel(root), severity=WARNING))
     return Unknown(f"the SELinux type of {listed(silent, 4)} is not told") if silent and not found else found
+
+
+def _relabel(place: str) -> str:
+    return f"mkdir -p {place} && semanage fcontext -a -t container_file_t '{place}(/.*)?' && restorecon -R {place}"
 
 
 @rule(

@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     dig,
     index_of,
     items,
+    kernel_argument,
     label,
     listed,
     mapping,
@@ -68,7 +69,7 @@ def pcie_width(context: Context) -> Verdict:
         if not 0 < now < most:
             return None
         remedy = (
-            f"reseat the card or its riser; 'nvidia-smi -q -i {index_of(card)} -d PCIE' and 'lspci -vv' show the link"
+            f"reseat the card or its riser; 'nvidia-smi -q -i {index_of(card)}' (GPU Link Info) and 'lspci -vv' show it"
         )
         return Failure(f"the link of {label(card, context)} has x{now} of x{most}", f"x{most}", remedy)
 
@@ -89,8 +90,8 @@ def pcie_generation(context: Context) -> Verdict:
         if not 0 < now < most or (whole(dig(card, "utilization", "gpu_percent")) or 0) < 20:
             return None
         remedy = (
-            f"reseat the card, or set the slot's speed in the BIOS; 'nvidia-smi -q -i {index_of(card)} -d PCIE' shows "
-            "it"
+            f"reseat the card, or set the slot's speed in the BIOS; 'nvidia-smi -q -i {index_of(card)}' (GPU Link "
+            "Info) shows it"
         )
         return Failure(f"the link of {label(card, context)} runs at generation {now} of {most}", f"{most}", remedy)
 
@@ -120,7 +121,8 @@ def hot(context: Context) -> Verdict:
         return Failure(seen, f"below {limit - HOT_MARGIN_C:.0f} C", remedy)
 
     def known(card: Map) -> bool:
-        return all(number(card.get(key)) is not None for key in ("temperature_c", "temperature_limit_c"))
+        limit = number(card.get("temperature_limit_c"))
+        return number(card.get("temperature_c")) is not None and limit is not None and limit > 0
 
     return of_cards(context, "its temperature or threshold", known, look, chosen=True)
 
@@ -350,7 +352,7 @@ def iommu(context: Context) -> Verdict:
         return None
     if not isinstance(enabled, bool) or not isinstance(passthrough, bool):
         return Unknown("whether the IOMMU translates could not be read")
-    remedy = "add iommu=pt to the kernel's command line (GRUB_CMDLINE_LINUX, then update-grub) and reboot"
+    remedy = f"{kernel_argument('iommu=pt', context)}; then reboot"
     return [
         Failure(
             f"GPU {_names(pairs)} talk over PCIe, and the IOMMU translates",

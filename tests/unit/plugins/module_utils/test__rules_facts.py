@@ -131,10 +131,39 @@ def test_commands_are_those_of_the_distribution(system: t.Any, command: str) -> 
     context = host({"os": system})
     assert rf.upgrade("docker-ce", context) == command
     red_hat = command.startswith("dnf")
-    assert rf.install_driver(580, context).startswith("dnf module install nvidia-driver:580") is red_hat
-    assert rf.install_fabric_manager(580, context) == (
-        "dnf install nvidia-fabric-manager" if red_hat else "apt install nvidia-fabricmanager-580"
+    assert rf.install_fabric_manager(context) == (
+        "dnf install nvidia-fabricmanager-580.95.05" if red_hat else "apt install nvidia-fabricmanager-580"
     )
+    assert rf.hold(["nvidia-*"], context) == f"{'dnf versionlock add' if red_hat else 'apt-mark hold'} 'nvidia-*'"
+    assert rf.kernel_argument("iommu=pt", context).startswith("grubby --update-kernel=ALL") is red_hat
+
+
+RED_HAT_9 = "dnf module reset nvidia-driver && dnf module enable nvidia-driver:{} && dnf install --allowerasing {}"
+DEBIAN = "apt install nvidia-driver-pinning-580 && apt install nvidia-open"
+
+
+@pytest.mark.parametrize(
+    ("system", "capability", "command"),
+    [
+        ({"id": "ubuntu", "version_id": "22.04"}, "9.0", "apt install nvidia-driver-580-server-open"),
+        ({"id": "ubuntu", "version_id": "22.04"}, "7.0", "apt install nvidia-driver-580-server"),
+        ({"id": "debian", "version_id": "12"}, "9.0", DEBIAN),
+        ({"id": "rocky", "id_like": "rhel", "version_id": "9.4"}, "9.0", RED_HAT_9.format("580-open", "nvidia-open")),
+        ({"id": "amzn", "version_id": "2023"}, "7.0", RED_HAT_9.format("580-dkms", "cuda-drivers")),
+        ({"id": "rhel", "version_id": "10.1"}, None, "dnf versionlock add '*nvidia*580*' && dnf install nvidia-open"),
+        (None, None, "apt install nvidia-driver-580-server-open"),
+    ],
+)
+def test_a_driver_is_installed_as_its_repository_has_it(system: t.Any, capability: t.Any, command: str) -> None:
+    context = host({"os": system, "gpus>*>compute_capability": capability})
+    assert rf.install_driver(580, context) == command
+
+
+def test_the_fabric_manager_had_another_name() -> None:
+    old = host({"os": {"id": "rhel"}, "nvidia>driver_version": "570.133.20"})
+    assert rf.install_fabric_manager(old) == "dnf install nvidia-fabric-manager-570.133.20"
+    unknown = host({"os": {"id": "rhel"}, "nvidia>driver_version": None})
+    assert rf.install_fabric_manager(unknown) == "dnf install nvidia-fabricmanager"
 
 
 def test_a_digest_is_shortened() -> None:

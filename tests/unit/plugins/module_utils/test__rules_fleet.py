@@ -21,6 +21,7 @@ DIGEST = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm
 MOVED = {f"nvidia>container>images>{TAG}": {"present": True, "digests": [f"vllm/vllm-openai@sha256:{'b' * 64}"]}}
 URL = "plan>services>0>public_url"
 CHAT = "Qwen/Qwen3-32B@v1.0"
+REVISION = "plan>services>0>revision"
 DECLARED = "plan>services>0>declared"
 
 CASES = [
@@ -48,6 +49,9 @@ CASES = [
     unknown("fleet.vllm", {}, {**OTHER, f"{FACTS_OF}>vllm_version": None, "plan>engine": None}),
     passes("fleet.model", {}, OTHER),
     fails("fleet.model", "error", "acme/other on gpu-02", {}, {**OTHER, "plan>services>0>model": "acme/other"}),
+    # Two fleets that call their service the same, each under its model's own name.
+    fails("fleet.model", "warning", "acme/other on gpu-02", {}, {
+        **OTHER, "plan>services>0>model": "acme/other", "plan>services>0>arguments": ["--served-model-name", "other"]}),
     unknown("fleet.model", {}, {**OTHER, "plan>services>0>model": None}),
     passes("fleet.revision", {}, OTHER),
     fails("fleet.revision", "warning", "revision v1.0 on gpu-01; revision v2.0 on gpu-02",
@@ -114,6 +118,15 @@ def test_the_hosts_of_a_finding_are_those_that_it_is_about() -> None:
         (("gpu-01", "gpu-02"), "chat"),
         (("gpu-01", "gpu-02"), "whisper"),
     ]
+
+
+def test_a_fleet_of_many_kinds_is_told_in_few_words() -> None:
+    many = [{**OTHER, "boot>id": f"boot-{number}", REVISION: f"v{number}"} for number in range(40)]
+    _rule, verdict = ask(RULES, fails("fleet.revision", "warning", "", {}, *many))
+    ((hosts, failure),) = verdict
+    assert len(hosts) == 41
+    assert failure.seen.endswith("and 37 more kinds")
+    assert len(failure.seen) < 300
 
 
 def test_an_empty_fleet_is_alike() -> None:

@@ -81,6 +81,8 @@ CASES = [
     passes("host.selinux_models", {**SELINUX, "labels": {"/data/models": "container_file_t"}}),
     fails("host.selinux_models", "error", "/data/models/Qwen3-32B has the type default_t",
           {**SELINUX, "labels": {"/data/models": "default_t", "/": "container_file_t"}}),
+    fails("host.selinux_models", "warning", "/var/lib/gpufleet-vllm, where containers keep their caches, has the type",
+          {**SELINUX, "labels": {"/data/models": "container_file_t", "/var/lib/gpufleet-vllm": "var_lib_t"}}),
     unknown("host.selinux_models", {**SELINUX, "labels": {"/data/models": None}}),
     unknown("host.selinux_models", {"selinux": "enforcing", f"{DOCKER}>security_options": None}),
     passes("host.apparmor"),
@@ -108,8 +110,11 @@ def test_the_remedy_types_the_path_of_the_model() -> None:
     change = {**SELINUX, "labels": {"/data/models": "default_t"}}
     _rule, verdict = ask(RULES, fails("host.selinux_models", "error", "", change))
     assert [failure.service for failure in verdict] == ["chat", "whisper"]
-    path = "/data/models/Qwen3-32B"
-    assert verdict[0].remedy == f"semanage fcontext -a -t container_file_t '{path}(/.*)?' && restorecon -R {path}"
+    # A model is renamed into its place: what is below has the type of the directory that it was made in.
+    assert verdict[0].remedy == (
+        "mkdir -p /data/models && semanage fcontext -a -t container_file_t '/data/models(/.*)?' && "
+        "restorecon -R /data/models"
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ CASES = [
     fails("gpu.hot", "warning", "has 86 C, and slows down at 87 C",
           {"gpus>0>temperature_c": 86, "gpus>0>temperature_limit_c": 87}),
     unknown("gpu.hot", {"gpus>0>temperature_limit_c": None}),
+    unknown("gpu.hot", {"gpus>0>temperature_limit_c": 0}),
     passes("gpu.thermal_throttle"),
     passes("gpu.thermal_throttle", {"gpus>0>throttle": ["gpu_idle", "sw_power_cap"]}),
     fails("gpu.thermal_throttle", "warning", "the hardware's thermal slowdown",
