@@ -23,6 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_driver import
 from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import (
     GIB,
     Map,
+    amount,
     contained,
     dig,
     docker,
@@ -86,8 +87,8 @@ def artifact_bytes(artifact: Map, context: Context) -> int | None:
     """The size of an artifact where the plan or the model's own data tells it."""
     for source in (artifact, _model(artifact, context)):
         for name in ("artifact_bytes", "bytes_total"):
-            found = whole(source.get(name))
-            if found is not None and found >= 0:
+            found = amount(source.get(name))
+            if found is not None:
                 return found
     return None
 
@@ -152,20 +153,20 @@ def needs(context: Context) -> tuple[list[Need], list[str]]:
     unknown: list[str] = []
     for artifact in to_fetch(context):
         # An interrupted fetch goes on where it ended.
-        left = whole(_looked_at(artifact, context).get("missing_bytes"))
-        amount = left if left is not None and left >= 0 else artifact_bytes(artifact, context)
+        left = amount(_looked_at(artifact, context).get("missing_bytes"))
+        wanted = artifact_bytes(artifact, context) if left is None else left
         name = text(artifact.get("model"))
-        if amount is None:
+        if wanted is None:
             unknown.append(name)
         else:
-            found.append(Need(text(artifact.get("path")), amount, name))
+            found.append(Need(text(artifact.get("path")), wanted, name))
     root = text(mapping(context.plan).get("root"))
     fresh = not mapping(mapping(context.facts).get("record"))
     if contained(context):
         found += _images(context)
     elif fresh and dig(context.plan, "engine", "managed") is True:
-        amount = ENGINE_BYTES.get(text(dig(context.plan, "engine", "flavor")), ENGINE_BYTES["cuda"])
-        found.append(Need(root, amount, "the engine", True))
+        size_of = ENGINE_BYTES.get(text(dig(context.plan, "engine", "flavor")), ENGINE_BYTES["cuda"])
+        found.append(Need(root, size_of, "the engine", True))
     new = set(map(service_name, services(context))) - set(map(str, mapping(dig(context.facts, "record", "services"))))
     if new and fresh:
         found.append(Need(root, CACHE_BYTES * len(new), f"the caches of {len(new)} service(s)", True))
@@ -174,16 +175,16 @@ def needs(context: Context) -> tuple[list[Need], list[str]]:
 
 def _images(context: Context) -> list[Need]:
     root_dir = text(docker(context).get("root_dir"))
-    told = mapping(dig(context.facts, "nvidia", "container", "images"))
+    images = mapping(dig(context.facts, "nvidia", "container", "images"))
     found = {}
     for service in services(context):
         image = text(service.get("image"))
-        facts = mapping(told.get(image))
+        facts = mapping(images.get(image))
         # An image that nobody looked for may be there.
         if image and root_dir and facts.get("present") is False and image_facts(service, context) is None:
-            amount = whole(facts.get("size_bytes"))
+            told = amount(facts.get("size_bytes"))
             estimate = IMAGE_BYTES["cuda" if on_gpus(context) else "cpu"]
-            found[image] = Need(root_dir, amount or estimate, short_image(service), not amount)
+            found[image] = Need(root_dir, told or estimate, short_image(service), not told)
     return list(found.values())
 
 
@@ -213,7 +214,7 @@ def _fills(context: Context) -> tuple[list[Fill], list[str]]:
     silent = [f"the size of {name}" for name in unknown]
     for need in wanted:
         filesystem = filesystem_of(need.path, context)
-        free = whole(mapping(filesystem).get("free_bytes"))
+        free = amount(mapping(filesystem).get("free_bytes"))
         if filesystem is None or free is None:
             silent.append(f"the file system of {need.path}")
             continue
@@ -254,7 +255,7 @@ def tight(context: Context) -> Verdict:
     seen_devices = {str(fill.filesystem.get("device")) for fill in fills}
     for path in used_paths(context):
         filesystem = filesystem_of(path, context)
-        free = whole(mapping(filesystem).get("free_bytes"))
+        free = amount(mapping(filesystem).get("free_bytes"))
         if filesystem is not None and free is not None and str(filesystem.get("device")) not in seen_devices:
             seen_devices.add(str(filesystem.get("device")))
             fills.append(Fill(filesystem, [], free))
@@ -293,7 +294,7 @@ def _each(context: Context, look: t.Callable[[str, str, Map], Failure | None], k
 def inodes(context: Context) -> Verdict:
     def look(path: str, what: str, filesystem: Map) -> Failure | None:
         # btrfs and some network file systems count none.
-        free, total = whole(filesystem.get("free_inodes")), whole(filesystem.get("total_inodes"))
+        free, total = amount(filesystem.get("free_inodes")), amount(filesystem.get("total_inodes"))
         if free is None or free >= ENOUGH_INODES or not total:
             return None
         remedy = (

@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     contained,
     dig,
     dotted,
+    flag,
     hold,
     install_driver,
     install_fabric_manager,
@@ -154,7 +155,7 @@ def mismatch(context: Context) -> Verdict:
         text(facts.get("kernel_module_version")),
         text(facts.get("library_version")),
     )
-    if told is not True and (not module or not library):
+    if told is not True and (not version(module) or not version(library)):
         return None if told is False else Unknown("the versions of the kernel module and of the library are not told")
     if told is not True and _agree(version(module), version(library)):
         return None
@@ -346,7 +347,7 @@ def fabric_manager(context: Context) -> Verdict:
     if not on_gpus(context) or not has_nvswitch(context):
         return None
     manager = nvidia(context).get("fabric_manager")
-    if not isinstance(manager, t.Mapping) or manager.get("installed") is None:
+    if not isinstance(manager, t.Mapping) or flag(manager.get("installed")) is None:
         return Unknown("whether Fabric Manager is installed is not told")
     ready = _fabric_ready(context)
     if manager.get("installed") is False:
@@ -354,7 +355,7 @@ def fabric_manager(context: Context) -> Verdict:
             return None
         remedy = f"{install_fabric_manager(context)} in the driver's version, then {RESTART_FABRIC}"
         return [Failure("Fabric Manager is not installed, and the host has NVSwitch", "Fabric Manager", remedy)]
-    if manager.get("active") is None:
+    if flag(manager.get("active")) is None:
         return Unknown("whether Fabric Manager runs is not told")
     if manager.get("active") is True:
         return None

@@ -65,6 +65,12 @@ def whole(value: t.Any) -> int | None:
     return None if found is None else int(found)
 
 
+def amount(value: t.Any) -> int | None:
+    """A count or a size; nothing has less than none of something."""
+    found = whole(value)
+    return None if found is None or found < 0 else found
+
+
 def flag(value: t.Any) -> bool | None:
     return value if isinstance(value, bool) else None
 

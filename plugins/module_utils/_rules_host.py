@@ -23,6 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_disk import a
 from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import (
     GIB,
     Map,
+    amount,
     contained,
     dig,
     docker,
@@ -147,7 +148,7 @@ def cpu_avx512(context: Context) -> Verdict:
 def memory(context: Context) -> Verdict:
     if not services(context):
         return None
-    total = whole(dig(context.facts, "memory", "total_bytes"))
+    total = amount(dig(context.facts, "memory", "total_bytes"))
     if not total:
         return Unknown("the host's memory is not told")
     wanted = sum(
@@ -181,9 +182,9 @@ def shm(context: Context) -> Verdict:
     found, silent = [], []
     for service in _wide(context):
         if contained(context):
-            have, variable = _bytes(dig(service, "container", "shm_size")), "vllm_container_shm_size: 16gb"
+            have, variable = amount(_bytes(dig(service, "container", "shm_size"))), "vllm_container_shm_size: 16gb"
         else:
-            have, variable = whole(dig(context.facts, "shm", "size_bytes")), "mount -o remount,size=16G /dev/shm"
+            have, variable = amount(dig(context.facts, "shm", "size_bytes")), "mount -o remount,size=16G /dev/shm"
         if have is None:
             silent.append(service_name(service))
         elif have < GOOD_SHM:

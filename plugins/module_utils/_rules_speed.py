@@ -185,7 +185,7 @@ def power_limit(context: Context) -> Verdict:
         return Failure(seen, f"{default:.0f} W", remedy)
 
     def known(card: Map) -> bool:
-        return all(number(dig(card, "power", key)) is not None for key in ("limit_w", "default_limit_w"))
+        return all((number(dig(card, "power", key)) or 0) > 0 for key in ("limit_w", "default_limit_w"))
 
     return of_cards(context, "its power limits", known, look, chosen=True)
 

@@ -172,6 +172,54 @@ def _is_verdict(code: str, verdict: t.Any) -> None:
         assert failure.severity in ("", "error", "warning", "info")
 
 
+# What a fact that is not there tells by itself: such a card is lost, and such a process is nobody's of ours.
+SPEAKS = {
+    ("gpus", "*", "uuid"): "gpu.unreadable",
+    ("gpus", "*", "memory_total_bytes"): "gpu.unreadable",
+    ("gpus", "*", "processes", "*", "service"): "gpu.foreign_process",
+}
+
+
+def _facts_of_each_shape() -> dict[tuple[str, ...], tuple[t.Any, ...]]:
+    """A path to each kind of fact; the items of a list, and what Docker names itself, are facts of their own."""
+    found: dict[tuple[str, ...], tuple[t.Any, ...]] = {}
+    for path in _paths(HEALTHY.facts):
+        shape = tuple("*" if isinstance(key, int) else key for key in path)
+        if path and shape[-1] != "*" and "runtimes" not in shape[:-1]:
+            found.setdefault(shape, path)
+    return found
+
+
+def _without(path: tuple[t.Any, ...], drop: bool) -> Context:
+    """The healthy host with one fact unknown; only what leads to it is copied."""
+    facts: t.Any = dict(HEALTHY.facts)
+    place = facts
+    for key in path[:-1]:
+        place[key] = copy.copy(place[key])
+        place = place[key]
+    if drop:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = None
+    return Context("gpu-01", facts, HEALTHY.plan, HEALTHY.settings, HEALTHY.now)
+
+
+@pytest.mark.parametrize("drop", [False, True], ids=["None", "no key"])
+def test_a_fact_that_is_not_told_is_held_against_no_host(drop: bool) -> None:
+    other = host(
+        {"boot>id": "o", "settings>vllm_address": "10.0.0.12", "plan>services>*>public_url": "http://h:1"}, "b"
+    )
+    shapes = _facts_of_each_shape()
+    assert len(shapes) > 200
+    for shape, path in shapes.items():
+        context = _without(path, drop)
+        report, fleet = evaluate(context, (), RULES), evaluate_fleet([context, other], (), FLEET)
+        codes = {finding.code for finding in report.findings} | {finding.code for _hosts, finding in fleet.findings}
+        assert codes <= {SPEAKS.get(shape)}, ">".join(map(str, path))
+        reasons = [reason for _code, reason in [*report.unknown, *fleet.unknown]]
+        assert not [reason for reason in reasons if "fault of the collection" in reason], path
+
+
 def test_no_rule_breaks_where_a_part_is_missing() -> None:
     assert len(PATHS) > 400
     for path in PATHS:

@@ -85,6 +85,7 @@ CASES = [
     fails("disk.space", "warning", "the engine about 12.0 GiB", {f"{ROOT}>free_bytes": 8 * GIB, **BARE, **FIRST}),
     unknown("disk.space", {SIZES: None}),
     unknown("disk.space", {"filesystems": None}),
+    unknown("disk.space", {f"{DATA}>free_bytes": -1}),
     passes("disk.tight"),
     fails("disk.tight", "warning", "70.0 GiB free on /data, and the deploy adds 69.0 GiB",
           {f"{DATA}>free_bytes": 70 * GIB}),
