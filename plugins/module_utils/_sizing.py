@@ -238,6 +238,8 @@ def size(
 
 def size_of(model: Model, demand: Demand) -> Sizing:
     """The sum for the GPU with the least room for the cache, among the pipeline's stages."""
+    if demand.pipeline_parallel > model.layers:  # which is a fault of its own
+        demand = replace(demand, pipeline_parallel=model.layers)
     stages = _kv_cache.stage_layers(model.layers, demand.pipeline_parallel)
     sums = [_stage(model, demand, stage, layers) for stage, layers in enumerate(stages)]
     return min(sums, key=lambda one: (one.max_len_fitting, one.slack))

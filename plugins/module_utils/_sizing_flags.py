@@ -108,6 +108,11 @@ def json_of(value: object) -> dict[str, t.Any]:
     return value if isinstance(value, dict) else {}
 
 
+def offload_of(flags: Flags) -> int:
+    """``--cpu-offload-gb`` in bytes: so much of the layers of each GPU stays in the memory of the host."""
+    return int(min(max(0.0, number(flags.get("cpu-offload-gb")) or 0.0), 2.0**30) * GIB)
+
+
 def limits_of(flags: Flags) -> dict[str, int]:
     """``--limit-mm-per-prompt``: how many items of a kind a request may have, written as a number or with options."""
     if flags.get("language-model-only") is True:

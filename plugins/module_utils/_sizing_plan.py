@@ -30,6 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_flags import
     doubt_of,
     limits_of,
     number,
+    offload_of,
     pixels_of,
     plain_flags,
     whole,
@@ -119,7 +120,7 @@ def demand_of(
         data_parallel=whole(flags.get("data-parallel-size")) or 1,
         context_parallel=(whole(flags.get("decode-context-parallel-size")) or 1)
         * (whole(flags.get("prefill-context-parallel-size")) or 1),
-        cpu_offload_bytes=int(max(0.0, number(flags.get("cpu-offload-gb")) or 0.0) * GIB),
+        cpu_offload_bytes=offload_of(flags),
         doubt=doubt_of(flags),
     )
     if cards_memory:

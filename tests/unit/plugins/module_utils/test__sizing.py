@@ -217,6 +217,12 @@ def test_pipeline_stages_carry_their_part():
     assert staged.outside_bytes > whole.outside_bytes
 
 
+def test_more_stages_than_layers_are_no_endless_sum():
+    """It is a fault that is found elsewhere, and no reason to reckon 60,000 stages without a layer."""
+    sizes = [size(model("qwen3-8b"), pipeline_parallel=stages).weights_bytes for stages in (36, 2**59)]
+    assert sizes[0] == sizes[1]
+
+
 def test_the_encoder_on_every_gpu():
     read = model("qwen2.5-vl-72b")
     cut = dict(size(read, tensor_parallel=8).rows)

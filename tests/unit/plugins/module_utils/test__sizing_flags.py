@@ -9,6 +9,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_flags import
     doubt_of,
     limits_of,
     number,
+    offload_of,
     pixels_of,
     plain_flags,
     whole,
@@ -74,3 +75,8 @@ def test_sizes_as_vllm_reads_them(text, expected):
 @pytest.mark.parametrize("odd", ["", None, True, "nan", "1e999", 10**400, [], {}, "0x10"])
 def test_what_is_no_number(odd):
     assert number(odd) is None
+
+
+@pytest.mark.parametrize(("value", "expected"), [(8, 2**33), ("1.5", 3 * 2**29), (-1, 0), ("many", 0), (1e308, 2**60)])
+def test_what_stays_in_the_memory_of_the_host(value, expected):
+    assert offload_of({"cpu-offload-gb": value}) == expected
