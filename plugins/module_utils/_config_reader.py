@@ -14,6 +14,9 @@ import typing as t
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 
 
+_WORDS_MAX = 4096
+
+
 class Reader:
     """Values by name; ``where`` is put before a name in messages, such as ``text_config.``"""
 
@@ -55,8 +58,7 @@ class Reader:
 
     def text(self, name: str) -> str:
         """A text, or an empty one where there is none."""
-        value = self.values.get(name)
-        return value if isinstance(value, str) else ""
+        return words(self.values.get(name))
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name)
@@ -65,6 +67,12 @@ class Reader:
     def mapping(self, name: str) -> dict[str, t.Any] | None:
         value = self.values.get(name)
         return value if isinstance(value, dict) and value else None
+
+
+def words(value: object) -> str:
+    """A text of a stranger, fit for a message: short, and without what moves a terminal's cursor."""
+    text = value[:_WORDS_MAX] if isinstance(value, str) else ""
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text).strip()
 
 
 def _largest(values: t.Sequence[t.Any]) -> t.Any:

@@ -22,7 +22,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._config_layers impor
     layer_kinds,
     state_of,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._config_reader import Reader, bad_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils._config_reader import Reader, bad_config, words
 from ansible_collections.gpufleet.vllm.plugins.module_utils._config_towers import Tower, towers_of
 
 if t.TYPE_CHECKING:
@@ -244,7 +244,7 @@ def read_config(document: object) -> Model:
         raise bad_config("num_attention_heads", None, "the number of attention heads")
     return Model(
         architecture=_architecture(top),
-        model_type=model_type,
+        model_type=model_type[:120],
         layers=layers,
         hidden=hidden,
         heads=heads,
@@ -287,8 +287,7 @@ def _text_reader(top: Reader) -> Reader:
 
 def _architecture(top: Reader) -> str:
     named = top.values.get("architectures")
-    first = named[0] if isinstance(named, list) and named else ""
-    return first[:120] if isinstance(first, str) else ""
+    return words(named[0])[:120] if isinstance(named, list) and named else ""
 
 
 def _kv_heads(text: Reader, heads: int) -> int:
@@ -433,7 +432,7 @@ def _quantization(top: Reader, text: Reader) -> Quantization | None:
         block = (shape[0], shape[1])
     if not bits:
         bits = 4 if "fp4" in method or read.flag("load_in_4bit", False) else 8
-    return Quantization(method, bits, max(0, int(group)), block)
+    return Quantization(method[:40], bits, max(0, int(group)), block)
 
 
 def _is_side(value: object) -> bool:

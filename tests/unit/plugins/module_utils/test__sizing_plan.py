@@ -513,3 +513,17 @@ def test_a_flag_that_is_turned_off_is_off():
     assert (off.enforce_eager, off.skip_encoder_profiling) == (False, False)
     assert demand_of({"no-enforce-eager": False}).enforce_eager is True
     assert demand_of({"no-enable-prefix-caching": True}) == demand_of({"enable-prefix-caching": False})
+
+
+def test_words_of_a_hub_move_no_cursor():
+    """The method of quantisation and the type of the model are said in findings, and came from a stranger."""
+    evil = "\x1b[2J\u202efp8\n[gpu-01] all is well"
+    quantised = {**config("qwen3-8b-fp8"), "max_position_embeddings": 40960}
+    quantised["quantization_config"] = {**quantised["quantization_config"], "quant_method": evil}
+    quantised["intermediate_size"] = 12288 + 64
+    strange = {**config("qwen3-8b"), "model_type": evil, "num_hidden_layers": 4000}
+    for values, parallel in ((quantised, 8), (strange, 1)):
+        entry = {"config": values, "error": None}
+        _sizing, found = assess("svc", entry, {}, tensor_parallel=parallel, cards_memory=[24 * GIB] * parallel)
+        assert found
+        assert all(text.isprintable() for one in found for text in (one.seen, one.expected, one.remedy))
