@@ -38,6 +38,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     number,
     nvidia,
     on_gpus,
+    security_options,
     service_name,
     services,
     setting,
@@ -72,7 +73,8 @@ SLOW_STORAGE = {
     "overlay": "it was removed from Docker 24",
 }
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-GENERATE = "nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml (or systemctl restart nvidia-cdi-refresh)"
+# What lies below /run is gone after a reboot.
+CDI_PATH = "/etc/cdi/nvidia.yaml"
 
 
 def _engine(context: Context) -> tuple[int, ...]:
@@ -205,8 +207,8 @@ def storage_driver(context: Context) -> Verdict:
 def user_namespaces(context: Context) -> Verdict:
     if not _runs(context):
         return None
-    rootless, options = flag(docker(context).get("rootless")), docker(context).get("security_options")
-    mapped = [option for option in texts(options) if option.split(",")[0] in ("name=userns", "name=rootless")]
+    rootless, options = flag(docker(context).get("rootless")), security_options(context)
+    mapped = [option for option in options or () if option.split(",")[0] in ("name=userns", "name=rootless")]
     if rootless is True or mapped:
         without_root = rootless is True or any(option.startswith("name=rootless") for option in mapped)
         what = "Docker runs without root" if without_root else "Docker remaps users (userns-remap)"
@@ -215,7 +217,7 @@ def user_namespaces(context: Context) -> Verdict:
             remedy = "use the system's Docker: 'systemctl enable --now docker', and no DOCKER_HOST in the environment"
         remedy += "; or set vllm_image: '' for the bare form"
         return [Failure(what, "Docker as root, without remapped users", remedy)]
-    if rootless is None and not isinstance(options, list):
+    if options is None:
         return _silent(context, "whether Docker remaps users")
     return None
 
@@ -283,6 +285,11 @@ def _through_cdi(context: Context) -> bool:
     return _gpu_driver(context) == "cdi" or (_engine(context) >= CDI_FIRST and bool(_specs(context)))
 
 
+def _generate(path: str) -> str:
+    """The toolkit's own service makes it again at each boot, from 1.18 on; a file is made in the place of the old."""
+    return f"systemctl restart nvidia-cdi-refresh; where there is no such unit: nvidia-ctk cdi generate --output={path}"
+
+
 @rule(
     "docker.cdi_stale", ERROR, "The CDI specification was made for this driver",
     "It names files of the driver by version: after an upgrade containers do not start, or get the wrong libraries "
@@ -308,12 +315,12 @@ def cdi_stale(context: Context) -> Verdict:
                 f"{path} was made for driver {text(spec.get('driver_version'))}, and the host runs "
                 f"{text(nvidia(context).get('driver_version'))}"
             )
-            found.append(Failure(seen, "a specification of this driver", GENERATE, severity=severity))
+            found.append(Failure(seen, "a specification of this driver", _generate(path), severity=severity))
             continue
         made, installed = number(spec.get("mtime")), number(nvidia(context).get("driver_installed_at"))
         if not length and made is not None and installed is not None and made < installed:
             seen = f"{path} is older than the driver"
-            found.append(Failure(seen, "a specification made after the driver", GENERATE, severity=severity))
+            found.append(Failure(seen, "a specification made after the driver", _generate(path), severity=severity))
         silent = silent or (not length and (made is None or installed is None))
     return Unknown("what driver the CDI specification was made for is not told") if silent and not found else found
 
@@ -344,9 +351,10 @@ def cdi_missing(context: Context) -> Verdict:
         return None
     hook = text(dig(nvidia(context), "container", "toolkit", "runtime_hook"))
     # Without any specification Docker falls back to the hook, where there is one.
-    severity = WARNING if hook and not _specs(context) else ERROR
+    severity = INFO if hook and not _specs(context) else ERROR
+    where = next((text(spec.get("path")) for spec in _specs(context)), CDI_PATH)
     seen = f"no CDI specification names GPU {listed(index_of(card) for card in lost)}"
-    return [Failure(seen, "each GPU of the plan in it", GENERATE, severity=severity)]
+    return [Failure(seen, "each GPU of the plan in it", _generate(where), severity=severity)]
 
 
 # ---- images

@@ -137,6 +137,12 @@ def docker(context: Context) -> Map:
     return mapping(dig(nvidia(context), "container", "docker"))
 
 
+def security_options(context: Context) -> list[str] | None:
+    """What Docker says of users, SELinux and AppArmor; None where there is no Docker that says anything."""
+    told = docker(context).get("security_options")
+    return texts(told) if isinstance(told, list) and text(docker(context).get("server_version")) else None
+
+
 def setting(context: Context, name: str) -> t.Any:
     return mapping(context.settings).get(name)
 
@@ -284,6 +290,11 @@ def label(card: Map, context: Context) -> str:
 def is_data_centre(card: Map) -> bool:
     name = text(card.get("name"))
     return bool(_DATA_CENTRE.search(name)) and "geforce" not in name.lower()
+
+
+def is_virtual(card: Map) -> bool:
+    """Whether it is a part of a card that a hypervisor gives away (vGPU): ``NVIDIA A40-48Q``."""
+    return bool(re.search(r"-\d{1,3}[ABCQ]$", text(card.get("name"))))
 
 
 def bus(value: t.Any) -> str:

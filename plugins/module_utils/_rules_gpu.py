@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     graded,
     index_of,
     is_data_centre,
+    is_virtual,
     items,
     label,
     listed,
@@ -205,7 +206,7 @@ def ecc_uncorrected(context: Context) -> Verdict:
 )  # fmt: skip
 def ecc_off(context: Context) -> Verdict:
     def look(card: Map) -> Failure | None:
-        if dig(card, "ecc", "mode") != "disabled" or not is_data_centre(card):
+        if dig(card, "ecc", "mode") != "disabled" or not is_data_centre(card) or is_virtual(card):
             return None
         remedy = f"nvidia-smi -i {index_of(card)} --ecc-config=1, then reset the card or reboot"
         return Failure(f"ECC is off on {label(card, context)}", "ECC on", remedy)
@@ -506,8 +507,14 @@ def memory_held(context: Context) -> Verdict:
         if items(card.get("processes")) or used <= IDLE_BYTES:
             return None
         short = _shortage(card, used, context)
+        # WSL lists no processes, and Windows always holds something.
+        if not short and "microsoft" in text(mapping(context.facts).get("kernel")).lower():
+            return None
         seen = f"{size(used)} of {label(card, context)} is in use, and no process is listed for it"
-        remedy = f"look with 'fuser -v /dev/nvidia*' and 'docker ps' as root and end what holds it; else {reset(card)}"
+        remedy = (
+            "look with 'fuser -v /dev/nvidia*' and 'docker ps' as root and end what holds it, or lower "
+            f"gpu_memory_utilization:; else {reset(card)}"
+        )
         return Failure(seen, f"less than {size(IDLE_BYTES)} in use", remedy, severity=ERROR if short else WARNING)
 
     def known(card: Map) -> bool:

@@ -34,6 +34,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     mapping,
     number,
     on_gpus,
+    security_options,
     service_name,
     services,
     size,
@@ -282,10 +283,10 @@ def selinux_models(context: Context) -> Verdict:
     facts = mapping(context.facts)
     if not contained(context) or text(facts.get("selinux")) != "enforcing":
         return None
-    options = docker(context).get("security_options")
-    if not isinstance(options, list):
+    options = security_options(context)
+    if options is None:
         return Unknown("whether Docker runs with SELinux is not told")
-    if not any(option.split(",")[0] == "name=selinux" for option in texts(options)):
+    if not any(option.split(",")[0] == "name=selinux" for option in options):
         return None
     labels, found, silent = mapping(facts.get("labels")), [], []
     for artifact in artifacts(context):
@@ -321,10 +322,10 @@ def _relabel(place: str) -> str:
 def apparmor(context: Context) -> Verdict:
     if not contained(context) or mapping(context.facts).get("apparmor") == "disabled":
         return None
-    options = docker(context).get("security_options")
-    if mapping(context.facts).get("apparmor") != "enabled" or not isinstance(options, list):
+    options = security_options(context)
+    if mapping(context.facts).get("apparmor") != "enabled" or options is None:
         return Unknown("whether the host or Docker uses AppArmor is not told")
-    if any(option.split(",")[0] == "name=apparmor" for option in texts(options)):
+    if any(option.split(",")[0] == "name=apparmor" for option in options):
         return None
     remedy = "apt install apparmor, then 'systemctl restart docker' (docker info lists it under Security Options)"
     return [Failure("the kernel has AppArmor, and Docker does not use it", "name=apparmor among docker info's", remedy)]

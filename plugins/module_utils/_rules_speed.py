@@ -69,7 +69,8 @@ def pcie_width(context: Context) -> Verdict:
         if not 0 < now < most:
             return None
         remedy = (
-            f"reseat the card or its riser; 'nvidia-smi -q -i {index_of(card)}' (GPU Link Info) and 'lspci -vv' show it"
+            f"reseat the card or its riser ('nvidia-smi -q -i {index_of(card)}', GPU Link Info, and 'lspci -vv'); "
+            "where the slot has no more lanes, add gpu.pcie_width to vllm_preflight_skip"
         )
         return Failure(f"the link of {label(card, context)} has x{now} of x{most}", f"x{most}", remedy)
 

@@ -60,6 +60,7 @@ CASES = [
     passes("gpu.ecc_off"),
     passes("gpu.ecc_off", {"gpus>*>name": "NVIDIA GeForce RTX 4090", "gpus>*>ecc>mode": "disabled"}),
     passes("gpu.ecc_off", {"gpus>7>ecc>mode": "disabled"}),
+    passes("gpu.ecc_off", {"gpus>*>name": "NVIDIA A40-48Q", "gpus>*>ecc>mode": "disabled"}),
     fails("gpu.ecc_off", "info", "ECC is off on GPU 2", {"gpus>2>ecc>mode": "disabled"}),
     unknown("gpu.ecc_off", {"gpus>2>ecc": None}),
     passes("gpu.row_remap_failure"),
@@ -137,6 +138,7 @@ CASES = [
           {"gpus>2>memory_used_bytes": 30 * GIB, "gpus>2>memory_free_bytes": 49 * GIB}),
     fails("gpu.memory_held", "warning", "2.0 GiB of GPU 2",
           {"gpus>2>memory_used_bytes": 2 * GIB, "gpus>2>memory_free_bytes": 77 * GIB}),
+    passes("gpu.memory_held", {"gpus>2>memory_used_bytes": 2 * GIB, "kernel": "5.15.167.4-microsoft-standard-WSL2"}),
     unknown("gpu.memory_held", {"gpus>2>memory_used_bytes": None}),
     # Our own service runs there, and its processes are not seen.
     unknown("gpu.memory_held", {"gpus>0>processes": []}),

@@ -87,6 +87,7 @@ CASES = [
     unknown("host.selinux_models", {"selinux": "enforcing", f"{DOCKER}>security_options": None}),
     passes("host.apparmor"),
     passes("host.apparmor", {"apparmor": "disabled", f"{DOCKER}>security_options": []}),
+    unknown("host.apparmor", {f"{DOCKER}>security_options": [], f"{DOCKER}>server_version": None}),
     fails("host.apparmor", "info", "Docker does not use it", {f"{DOCKER}>security_options": ["name=seccomp"]}),
     unknown("host.apparmor", {"apparmor": None}),
     passes("host.services_unknown"),
