@@ -31,7 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
 from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
-from rules_case import FACTS, NOW, PLAN, SETTINGS, host
+from rules_case import FACTS, IMAGE, NOW, PLAN, SETTINGS, host
 
 FILES = (_rules_gpu, _rules_speed, _rules_driver, _rules_docker, _rules_disk, _rules_host, _rules_network)
 RULES = [rule for file in FILES for rule in file.RULES]
@@ -103,6 +103,69 @@ def test_a_bare_cpu_host_hears_nothing_of_gpus_and_docker(runtime: str) -> None:
 def test_a_bare_gpu_host_hears_nothing_of_docker() -> None:
     report = evaluate(host({"plan>runtime": "systemd", "nvidia>container": None}), (), RULES)
     assert (report.findings, report.unknown) == ([], [])
+
+
+def _alone(name: str, total: int, **facts: t.Any) -> dict[str, t.Any]:
+    """A host with one card of another kind, without NVSwitch."""
+    card = {**copy.deepcopy(FACTS["gpus"][2]), "index": 0, "name": name, "memory_total_bytes": total,
+            "pci_bus_id": "00000000:1B:00.0", "fabric": {"state": None, "status": None}, **facts}  # fmt: skip
+    return {
+        "gpus": [card], "nvidia>pci_devices": ["0000:1b:00.0"], "nvidia>topology": None, "record": None,
+        "nvidia>fabric_manager": {"installed": False, "active": False, "version": None},
+        "settings>vllm_expected_gpus": 1, "plan>services": [{**PLAN["services"][1], "gpus": [card]}],
+    }  # fmt: skip
+
+
+NO_ECC = {
+    "mode": None,
+    "uncorrected_volatile": None,
+    "remapped_rows": {"pending": None, "failure": None},
+    "retired_pages_pending": None,
+}
+UNTOLD = {"current": None, "max": None}
+CARDS = list(range(8))
+HEALTHY_KINDS: dict[str, dict[str, t.Any]] = {
+    "a consumer card with a display": _alone(
+        "NVIDIA GeForce RTX 4090", 24 * 2**30, ecc=NO_ECC, processes=[
+            {"pid": 7, "name": "Xorg", "memory_used_bytes": 300 << 20, "type": "G", "service": None, "orphan": False}]),
+    "an L4": _alone("NVIDIA L4", 23034 << 20),
+    "a vGPU": _alone(
+        "NVIDIA A40-48Q", 48 * 2**30, ecc={**NO_ECC, "mode": "disabled"}, temperature_c=None, temperature_limit_c=0,
+        throttle=None, pcie={"gen": UNTOLD, "width": UNTOLD}, power={"limit_w": None, "default_limit_w": None}),
+    "WSL": {
+        **_alone("NVIDIA GeForce RTX 4090", 24 * 2**30, ecc=NO_ECC, memory_used_bytes=1300 << 20,
+                 memory_free_bytes=23000 << 20),
+        "kernel": "5.15.167.4-microsoft-standard-WSL2", "nvidia>pci_devices": [], "nvidia>xids": None,
+        "nvidia>persistenced": None, "nvidia>kernel_module_version": None, "nvidia>fabric_manager": None,
+        "nvidia>container>docker>cgroup_driver": "cgroupfs", "nvidia>container>docker>dev_char_links": None,
+        "nvidia>container>docker>security_options": ["name=seccomp"], "apparmor": "disabled", "acs": None,
+    },
+    "8 cards over PCIe": {
+        "gpus>*>name": "NVIDIA A100 80GB PCIe", "gpus>*>fabric": {"state": None, "status": None},
+        "nvidia>fabric_manager": {"installed": False, "active": False, "version": None},
+        "nvidia>topology": [{"gpus": [left, right], "link": "node" if right < 4 or left > 3 else "sys", "nvlinks": 0,
+                             "p2p": "ok"} for left in CARDS for right in CARDS[left + 1:]],
+    },
+    "NVSwitch in a virtual machine": {
+        "nvidia>fabric_manager": {"installed": False, "active": False, "version": None},
+    },
+    "addresses of IPv6 alone": {
+        "addresses": ["127.0.0.1", "::1", "2001:db8:0:0::11"], "plan>services>*>bind_address": "2001:db8::11",
+        "hub>addresses": ["2400:3200::1"],
+    },
+    "the CPU engine in a small image": {
+        **CPU_HOST, "filesystems>*>free_bytes": 95 * 2**30, "record": None,
+        "nvidia>container>toolkit": {"installed": False}, "nvidia>container>docker>runtimes": {"runc": "runc"},
+        f"nvidia>container>images>{IMAGE}": {"present": False},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEALTHY_KINDS)
+def test_a_healthy_host_of_any_kind_has_no_finding(kind: str) -> None:
+    report = evaluate(host(HEALTHY_KINDS[kind]), (), RULES)
+    assert report.findings == []
+    assert not [reason for _code, reason in report.unknown if "fault of the collection" in reason]
 
 
 def test_facts_that_are_missing_are_held_against_no_host() -> None:
