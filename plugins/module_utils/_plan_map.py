@@ -140,10 +140,23 @@ def map_lines(view: View, charset: Charset, width: int) -> list[tuple[str, str |
         drawn = f"{filled(card, charset)}  {taken:>{columns}}  "
         if card.get("mig_devices") is not None:
             drawn = f"{'split by MIG':<{BAR_CELLS}}  {taken:>{columns}}  "
-        who = tenants(card) + ("" if same else f"  {card.get('name')}")
+        kind = "" if same else f"  {card.get('name')}"
         text = front + drawn
-        lines.append((text + clip(who, max(12, width - cells(text)), charset), colour(card)))
+        first, *more = _whole(tenants(card), kind, max(12, width - cells(text)), charset)
+        lines.append((text + first, colour(card)))
+        lines += [(" " * cells(text) + line, colour(card)) for line in more]
     return lines
+
+
+def _whole(names: t.Sequence[str], kind: str, width: int, charset: Charset) -> list[str]:
+    """Everyone who is on a card, as many on a line as fit; no name is left out, and only long ones are cut."""
+    lines = [""]
+    for position, name in enumerate(names):
+        text = f"{name}{', ' if position + 1 < len(names) else kind}"
+        if lines[-1] and cells(lines[-1] + text.rstrip()) > width:
+            lines.append("")
+        lines[-1] += text
+    return [clip(line.rstrip(), width, charset) for line in lines]
 
 
 def colour(card: Card) -> str | None:
@@ -158,13 +171,13 @@ def amount(card: Card) -> str:
     return f"{gib(taken)} of {gib(total)} GiB"
 
 
-def tenants(card: Card) -> str:
+def tenants(card: Card) -> list[str]:
     """Who is on a card."""
     if card.get("mig_devices") is not None:
-        return f"{card['mig_devices']} MIG devices"
+        return [f"{card['mig_devices']} MIG devices"]
     named = [str(holder["service"]) for holder in card.get("holders") or []]
     named += [stranger(one) for one in card.get("foreign") or []]
-    return ", ".join(named) or "free"
+    return named or ["free"]
 
 
 def stranger(process: t.Mapping[str, t.Any]) -> str:

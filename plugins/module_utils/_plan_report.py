@@ -64,9 +64,14 @@ def all_well(views: Views) -> bool:
 
 
 def _parts(name: str) -> tuple[str, int, int, str]:
-    """A name around its last number: what stands before it, the number, its digits, what follows."""
-    match = re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name)
-    return (match[1], int(match[2]), len(match[2]), match[3]) if match else (name, -1, 0, "")
+    """A name around the last number of its first label (``gpu-01.dc1.example``), or of all of an address or of a label
+    without one: what stands before it, the number, its digits, what follows."""
+    label, dot, domain = name.partition(".")
+    match = re.fullmatch(r"(.*?)(\d{1,9})(\D*)", label)
+    if match is None or not match[1]:
+        label, dot, domain = name, "", ""
+        match = re.fullmatch(r"(.*?)(\d{1,9})(\D*)", name)
+    return (match[1], int(match[2]), len(match[2]), match[3] + dot + domain) if match else (name, -1, 0, "")
 
 
 def folded_names(names: t.Iterable[str]) -> str:
@@ -116,7 +121,7 @@ def host_parts(
         text = "\n".join(f"  {line}" for line in str(view.get("failure") or "there is no plan").splitlines())
         mark = "UNREACHABLE" if view.get("unreachable") else "NO PLAN"
         return [(clip(f"{title}: {mark}", width, charset), "red"), (printable_lines(text), "red"), BLANK]
-    parts: list[Part] = [(clip(_host_line(title, view), width, charset), None)]
+    parts: list[Part] = [(line, None) for line in _host_lines(title, view, charset, width)]
     parts += map_lines(view, charset, width)
     parts += [(line, None) for line in memory_lines(view, charset, width)]
     parts += _artifact_parts(view, charset, width)
@@ -136,9 +141,13 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _host_line(title: str, view: View) -> str:
+def _host_lines(title: str, view: View, charset: Charset, width: int) -> list[str]:
+    """The name, what runs there and on what; in two lines where one cannot hold it."""
     what = " ".join(filter(None, [view.get("engine"), f"under {view['runtime']}" if view.get("runtime") else ""]))
-    return f"{title}: {what}, {_hardware(view)}"
+    text = f"{what}, {_hardware(view)}"
+    if cells(f"{title}: {text}") <= width:
+        return [clip(f"{title}: {text}", width, charset)]
+    return [clip(f"{title}:", width, charset), clip_left(f"  {text}", width, charset)]
 
 
 def _hardware(view: View) -> str:

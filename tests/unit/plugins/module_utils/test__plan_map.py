@@ -133,8 +133,8 @@ def test_a_host_without_cards_has_no_map() -> None:
     ],
 )
 def test_strangers(process: dict[str, t.Any], said: str) -> None:
-    assert tenants(card(0, foreign=[process])) == said
-    assert tenants(card(0, holder("a"), holder("b"), foreign=[process])) == f"a, b, {said}"
+    assert tenants(card(0, foreign=[process])) == [said]
+    assert tenants(card(0, holder("a"), holder("b"), foreign=[process])) == ["a", "b", said]
 
 
 def test_islands_that_are_not_in_one_piece_are_told_in_words() -> None:
@@ -221,3 +221,16 @@ def test_more_services_than_fit_stand_below() -> None:
 
 def test_without_a_sizing_there_is_no_table() -> None:
     assert memory_lines({"services": [{"name": "a", "memory": None}]}, UTF8, 100) == []
+
+
+def test_nobody_on_a_card_is_left_out():
+    """Three services share a card, on a terminal that has no room for their names on one line."""
+    names = ["a-service-with-a-long-name", "whisper-b", "whisper-c"]
+    view = {"cards": [card(0, *(holder(name) for name in names)), card(1)]}
+    lines = [line for line, _colour in map_lines(view, UTF8, 80)]
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert all(name in text for name in names[1:])
+    assert "a-service-with" in text
+    assert lines[-1].endswith("free")
+    assert len(map_lines(view, UTF8, 200)) == 2

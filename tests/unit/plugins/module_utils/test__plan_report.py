@@ -20,6 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_report import 
     document,
     folded_names,
     groups,
+    host_parts,
     totals,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_view import plan_view
@@ -100,7 +101,10 @@ def test_other_cards_of_the_same_kind_look_alike() -> None:
         (["gpu-10", "gpu-9", "gpu-8"], "gpu-8 .. gpu-9, gpu-10 (3 hosts)"),
         (["gpu-1", "gpu-2", "gpu-3"], "gpu-1 .. gpu-3 (3 hosts)"),
         (["a", "b"], "a, b (2 hosts)"),
-        (["n1.rack2.example", "n2.rack2.example"], "n1.rack2.example, n2.rack2.example (2 hosts)"),
+        (["n1.rack2.example", "n2.rack2.example"], "n1.rack2.example .. n2.rack2.example (2 hosts)"),
+        (["n1.rack2.example", "n2.rack3.example"], "n1.rack2.example, n2.rack3.example (2 hosts)"),
+        (["10.0.0.10", "10.0.0.11", "10.0.0.12"], "10.0.0.10 .. 10.0.0.12 (3 hosts)"),
+        (["node.rack1", "node.rack2"], "node.rack1 .. node.rack2 (2 hosts)"),
         ([f"h{number}" for number in range(0, 20, 2)], "h0, h2, h4, h6, h8 and 5 more (10 hosts)"),
     ],
 )
@@ -234,3 +238,13 @@ def test_the_document() -> None:
     assert data["hosts"]["gpu-02"]["plan"] is None
     assert "definition" not in data["hosts"]["gpu-01"]["services"][0]
     assert json.dumps(data)
+
+
+def test_a_long_name_takes_nothing_from_what_the_host_has() -> None:
+    """On a line of its own, so that the GPUs are told on a terminal of 80 columns too."""
+    seen = plan_view(plan(service("chat", gpus=1)), facts())
+    title = "gpu-01.dc1.a-long-domain.example.com .. gpu-19.dc1.a-long-domain.example.com (19 hosts)"
+    lines = [text for text, _colour in host_parts(title, seen, width=80)]
+    assert lines[0].startswith("gpu-01.dc1.")
+    assert "3 x NVIDIA H200" in lines[1]
+    assert max(cells(line) for line in lines[:2]) <= 80
