@@ -30,6 +30,8 @@ _HUB_SECONDS = 2 * _host_network.HUB_SECONDS + 1
 _DOCKER_SECONDS = 10.0
 _MODEL_SECONDS = 20.0
 _DOCKER_ROOT = "/var/lib/docker"
+# What Docker calls containerd's way of keeping images; its own is overlay2.
+SNAPSHOTTER, CONTAINERD_ROOT = "overlayfs", "/var/lib/containerd"
 
 Facts = dict[str, t.Any]
 
@@ -84,9 +86,10 @@ class HostFacts:
         docker = ((facts["nvidia"].get("container") or {}).get("docker")) or {}
         docker_root = docker.get("root_dir") or (_DOCKER_ROOT if docker.get("installed") else None)
         paths = list(self.paths)
-        if docker_root and docker_root not in paths:
-            paths.append(docker_root)
-            self._ask_path(docker_root)
+        for place in (docker_root, self._image_store(docker)):
+            if place and place not in paths:
+                paths.append(place)
+                self._ask_path(place)
         self._owners(facts["gpus"], docker.get("path") if docker.get("running") else None, services, root)
         answer, none = self.sources.answer, t.cast("t.Any", None)
         disks: list[list[Facts]] = [answer(f"the file system of {path}", []) for path in paths]
@@ -112,6 +115,14 @@ class HostFacts:
             # As late as can be: it is compared with when the facts arrive.
             facts["clock"]["epoch"] = time.time()
         return facts
+
+    def _image_store(self, docker: Facts) -> str | None:
+        """Where containerd keeps Docker's images, which it does from Docker 29 on; None where Docker itself does."""
+        if docker.get("storage_driver") != SNAPSHOTTER or self.host.names(
+            f"{docker.get('root_dir')}/containerd/daemon"
+        ):
+            return None
+        return CONTAINERD_ROOT if self.host.names(CONTAINERD_ROOT) else None
 
     def _owners(self, gpus: t.Sequence[Facts], docker: str | None, services: t.Mapping[str, int], root: str) -> None:
         processes = [process for gpu in gpus for process in gpu["processes"]]

@@ -56,6 +56,9 @@ ENOUGH_INODES, FEWEST_INODES = 20_000, 1_000
 DISTRIBUTED = ("lustre", "ceph", "gpfs", "beegfs", "wekafs", "fuse.juicefs", "fuse.glusterfs")
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", *DISTRIBUTED)
 VOLATILE = ("tmpfs", "ramfs")
+POOLED = ("btrfs", "zfs")
+# What Docker calls containerd's way of keeping images, from Docker 29 on, and where that keeps them.
+SNAPSHOTTER, CONTAINERD_ROOT = "overlayfs", "/var/lib/containerd"
 KEYS = {
     "free_inodes": "the number of free inodes",
     "read_only": "the mode (read-only or not)",
@@ -174,7 +177,7 @@ def needs(context: Context) -> tuple[list[Need], list[str]]:
 
 
 def _images(context: Context) -> list[Need]:
-    root_dir = text(docker(context).get("root_dir"))
+    root_dir = _image_store(context)
     images = mapping(dig(context.facts, "nvidia", "container", "images"))
     found = {}
     for service in services(context):
@@ -186,6 +189,20 @@ def _images(context: Context) -> list[Need]:
             estimate = IMAGE_BYTES["cuda" if on_gpus(context) else "cpu"]
             found[image] = Need(root_dir, told or estimate, short_image(service), not told)
     return list(found.values())
+
+
+def _image_store(context: Context) -> str:
+    """Where images are kept: by containerd, where the host said so, else by Docker."""
+    paths = {text(entry.get("path")) for entry in items(mapping(context.facts).get("filesystems"))}
+    by_containerd = docker(context).get("storage_driver") == SNAPSHOTTER and CONTAINERD_ROOT in paths
+    return CONTAINERD_ROOT if by_containerd else text(docker(context).get("root_dir"))
+
+
+def _pool(filesystem: Map) -> str:
+    """What shares its space: volumes and datasets of one pool have devices of their own, and the same space left."""
+    if text(filesystem.get("type")) in POOLED:
+        return f"{filesystem.get('type')} {filesystem.get('free_bytes')}"
+    return str(filesystem.get("device") or filesystem.get("mount") or filesystem.get("path"))
 
 
 class Fill(t.NamedTuple):
@@ -218,8 +235,7 @@ def _fills(context: Context) -> tuple[list[Fill], list[str]]:
         if filesystem is None or free is None:
             silent.append(f"the file system of {need.path}")
             continue
-        device = str(filesystem.get("device") or filesystem.get("mount") or filesystem.get("path"))
-        by_device.setdefault(device, Fill(filesystem, [], free)).needs.append(need)
+        by_device.setdefault(_pool(filesystem), Fill(filesystem, [], free)).needs.append(need)
     return list(by_device.values()), silent
 
 
@@ -252,12 +268,12 @@ def space(context: Context) -> Verdict:
 )  # fmt: skip
 def tight(context: Context) -> Verdict:
     fills, silent = _fills(context)
-    seen_devices = {str(fill.filesystem.get("device")) for fill in fills}
+    seen_devices = {_pool(fill.filesystem) for fill in fills}
     for path in used_paths(context):
         filesystem = filesystem_of(path, context)
         free = amount(mapping(filesystem).get("free_bytes"))
-        if filesystem is not None and free is not None and str(filesystem.get("device")) not in seen_devices:
-            seen_devices.add(str(filesystem.get("device")))
+        if filesystem is not None and free is not None and _pool(filesystem) not in seen_devices:
+            seen_devices.add(_pool(filesystem))
             fills.append(Fill(filesystem, [], free))
         elif filesystem is None or free is None:
             silent.append(f"the file system of {path}")

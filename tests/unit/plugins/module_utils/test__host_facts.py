@@ -58,6 +58,29 @@ def test_where_docker_keeps_images_is_always_measured(tmp_path: Path) -> None:
     assert set(found["labels"]) == {str(tmp_path), str(tmp_path / "docker")}
 
 
+@pytest.mark.parametrize(
+    ("driver", "there", "measured"),
+    [
+        ("overlayfs", ["var/lib/containerd/io.containerd.content.v1.content"], True),
+        ("overlay2", ["var/lib/containerd/io.containerd.content.v1.content"], False),
+        ("overlayfs", [], False),
+        # A containerd that Docker starts keeps its files below Docker's own.
+        ("overlayfs", ["var/lib/containerd/x", "var/lib/docker/containerd/daemon/x"], False),
+    ],
+)
+def test_where_containerd_keeps_images_is_measured(
+    tmp_path: Path, driver: str, there: list[str], measured: bool
+) -> None:
+    for directory in there:
+        (tmp_path / directory).mkdir(parents=True)
+    given = bare()
+    docker = {"installed": True, "root_dir": "/var/lib/docker", "storage_driver": driver}
+    given["nvidia"]["container"] = {"docker": docker}
+    found = facts.HostFacts("compose", [], run=nothing, host=a_host(tmp_path)).complete(given, {}, "/x")
+    places = [entry["path"] for entry in found["filesystems"]]
+    assert places == ["/var/lib/docker", *(["/var/lib/containerd"] if measured else [])]
+
+
 def test_a_file_system_that_hangs_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, never = facts._host_storage.filesystems, threading.Event()
     monkeypatch.setattr(facts, "_DISK_SECONDS", 0.2)

@@ -146,6 +146,30 @@ def test_what_is_added_is_summed_by_device_and_named() -> None:
         assert part in verdict[0].seen
 
 
+def test_volumes_of_one_pool_have_one_space() -> None:
+    paths = ("/data/models", "/var/lib/docker", "/var/lib/gpufleet-vllm")
+    for kind, count in (("btrfs", 1), ("zfs", 1), ("ext4", 0)):
+        filesystems = [
+            {**LOCAL, "path": path, "device": number, "type": kind, "free_bytes": 80 * GIB, "total_bytes": 99 * GIB}
+            for number, path in enumerate(paths)
+        ]
+        change = {"filesystems": filesystems, PRESENT: False, **FIRST}
+        _rule, verdict = ask(RULES, passes("disk.space", change))
+        assert len(verdict) == count, kind
+
+
+def test_images_lie_where_containerd_has_them() -> None:
+    small = {**LOCAL, "path": "/var/lib/containerd", "mount": "/var", "device": 7, "free_bytes": 9 * GIB}
+    change = {
+        "filesystems": [*FACTS["filesystems"], small], PRESENT: False, **FIRST,
+        "nvidia>container>docker>storage_driver": "overlayfs", f"nvidia>container>images>{IMAGE}>size_bytes": None,
+    }  # fmt: skip
+    _rule, verdict = ask(RULES, passes("disk.space", change))
+    assert [failure.seen.partition(",")[0] for failure in verdict] == ["9.0 GiB free on /var"]
+    _rule, verdict = ask(RULES, passes("disk.space", {**change, "nvidia>container>docker>storage_driver": "overlay2"}))
+    assert verdict == []
+
+
 def test_a_path_of_a_service_lies_where_its_mount_says() -> None:
     change = {"plan>artifacts>0>path": "/data/other/qwen", f"{DATA}>read_only": True}
     _rule, verdict = ask(RULES, fails("disk.read_only", "error", "", change))
