@@ -35,7 +35,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_flags import
     plain_flags,
     whole,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_peak import CONTEXT_BYTES, cuda_bytes
+from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_peak import (
+    CONTEXT_BYTES,
+    DEFAULT_UTILIZATION,
+    cuda_bytes,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._tensor_parallel import (
     legal_tensor_parallel,
     pipeline_parallel_fault,
@@ -314,7 +318,9 @@ def _context(service: str, model: Model, demand: Demand, sizing: Sizing, longest
     encoder = dict(sizing.rows).get(ENCODER_PEAK, 0)
     if encoder >= GIB:
         taken += f", and {gib(encoder)} go to the encoder at work on the largest image or video"
+    share = _larger_share(model, demand)
     remedy = f"set max_model_len: {round_length(longest)}"
+    remedy += f", or gpu_memory_utilization: {share:g} if so much of the card is free" if share else ""
     remedy += f", or tensor_parallel_size: {more} with as many GPUs" if more else ""
     if _fits_without_video(model, demand):
         remedy += ", or limit-mm-per-prompt: '{\"video\": 0}' under args: if no videos are asked about"
@@ -335,7 +341,10 @@ def _fits_without_video(model: Model, demand: Demand) -> bool:
 
 def _short(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
     more = _more_cards(model, demand)
-    if more:
+    share = _larger_share(model, demand)
+    if share:
+        remedy = f"set gpu_memory_utilization: {share:g}, if so much of the card is free"
+    elif more:
         remedy = f"set tensor_parallel_size: {more}, with as many GPUs"
     elif model.quantization is None and not demand.quantization:
         remedy = "use a quantised variant of the model (FP8, AWQ), larger cards, or pipeline-parallel-size under args:"
@@ -440,6 +449,18 @@ def _more_cards(model: Model, demand: Demand, slack: float = 0.0) -> int:
             if sizing.fits and sizing.slack >= slack:
                 return size
     return 0
+
+
+def _larger_share(model: Model, demand: Demand) -> float:
+    """The share of the card with which it fits, a tenth of it free, where less than vLLM's default is stated; else 0.
+
+    The estimates do not depend on it.
+    """
+    if demand.kv_cache_memory_bytes or demand.utilization >= DEFAULT_UTILIZATION:
+        return 0.0
+    needed = size_of(model, demand).needed_bytes
+    share = math.ceil(needed / (1 - TIGHT) / demand.memory_total_bytes * 100) / 100
+    return share if share <= DEFAULT_UTILIZATION else 0.0
 
 
 def _legal(model: Model, demand: Demand, limit: int) -> list[int]:

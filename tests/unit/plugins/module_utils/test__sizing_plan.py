@@ -246,6 +246,19 @@ def test_nothing_is_refused_on_a_guess():
     assert (doubtful.code, doubtful.severity) == ("plan.memory_short", "warning")
 
 
+def test_a_share_that_is_too_small_names_one_that_is_not():
+    """Before more cards are asked for: the rest of the card may be free."""
+    one = only(check("whisper-large-v3", gpu_memory_utilization=0.06)[1])
+    assert one.code == "plan.memory_short"
+    share = float(re.search(r"^set gpu_memory_utilization: ([0-9.]+)", one.remedy).group(1))
+    assert 0.06 < share < 0.3
+    assert check("whisper-large-v3", gpu_memory_utilization=share)[1] == []
+    one = only(check("llama-3.1-8b", length=65536, gpu_memory_utilization=0.5)[1])
+    share = float(re.search(r"gpu_memory_utilization: ([0-9.]+)", one.remedy).group(1))
+    assert check("llama-3.1-8b", length=65536, gpu_memory_utilization=share)[0].fits
+    assert "gpu_memory_utilization" not in only(check("llama-3.1-70b", length=8192)[1]).remedy
+
+
 def assessed(values, tensor_parallel=1, memory=24 * GIB, length=None, weights=None, **options):
     """What is found for a config, by its severity."""
     entry = {"config": values, "error": None, "weights": weights}
