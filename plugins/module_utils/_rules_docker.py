@@ -142,14 +142,15 @@ def nofile(context: Context) -> Verdict:
                 service_name(service))
         for service in low
     ]  # fmt: skip
+    # What daemon.json sets holds, whatever containerd itself has.
     told = [whole(docker(context).get(key)) for key in ("default_nofile_soft", "containerd_nofile_soft")]
-    limits = [limit for limit in told if limit is not None and limit >= 0]
-    if bare and not limits:
+    limit = next((limit for limit in told if limit is not None), None)
+    if bare and limit is None:
         if _engine(context) and _engine(context) < LOW_NOFILE:
             return found
         return found or _silent(context, "the default limit of open files")
-    if bare and min(limits) < ENOUGH_NOFILE:
-        seen = f"vllm_container_ulimits sets no nofile, and Docker {dotted(_engine(context))} gives {min(limits)}"
+    if bare and limit is not None and 0 <= limit < ENOUGH_NOFILE:
+        seen = f"vllm_container_ulimits sets no nofile, and Docker {dotted(_engine(context))} gives {limit}"
         found.append(Failure(seen, f"{ENOUGH_NOFILE} or more", remedy))
     return found
 

@@ -36,6 +36,8 @@ CASES = [
     passes("docker.nofile"),
     passes("docker.nofile", {SERVER: "29.1.0", f"{DOCKER}>default_nofile_soft": 1024}),
     passes("docker.nofile", {**NO_NOFILE}),
+    passes("docker.nofile", {**NO_NOFILE, f"{DOCKER}>containerd_nofile_soft": 1024}),
+    passes("docker.nofile", {**NO_NOFILE, f"{DOCKER}>default_nofile_soft": -1, f"{DOCKER}>containerd_nofile_soft": 9}),
     passes("docker.nofile",
            {**NO_NOFILE, f"{DOCKER}>default_nofile_soft": None, f"{DOCKER}>containerd_nofile_soft": None}),
     fails("docker.nofile", "warning", "sets no nofile, and Docker 29.1.0 gives 1024",
