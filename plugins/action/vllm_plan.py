@@ -13,8 +13,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import LOGG
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import RUNTIMES
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import printable
 
 display = Display()
+ELSEWHERE = "elsewhere"
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "services": {"type": "raw", "required": True},
@@ -70,7 +72,7 @@ class ActionModule(ActionBase):
             return result
         settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
         facts = options["facts"]
-        facts = {**facts, "models": {**options["models"], **(facts.get("models") or {})}}
+        facts = {**facts, "models": {**_elsewhere(options["models"]), **(facts.get("models") or {})}}
         plan = make_plan(options["services"], settings, facts)
         earlier = options["findings"]
         plan["findings"] = [*earlier, *plan["findings"]]
@@ -87,4 +89,13 @@ class ActionModule(ActionBase):
         """What the plan decided on its own is said as it happens."""
         for finding in plan["findings"]:
             if finding["severity"] != "error" or not failing:
-                display.display(f"[{host}] {finding['seen']} ({finding['code']}; {finding['remedy']})")
+                text = f"[{host}] {finding['seen']} ({finding['code']}; {finding['remedy']})"
+                display.display(printable(text))  # some of it are words of a host or a hub
+
+
+def _elsewhere(models: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Models as another host read them: that they lie there says nothing of this host."""
+    return {
+        name: {**entry, "source": ELSEWHERE} if isinstance(entry, dict) and entry.get("source") == "artifact" else entry
+        for name, entry in models.items()
+    }

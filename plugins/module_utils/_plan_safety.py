@@ -24,8 +24,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE, Service
 
 REMOTE_CODE = "trust-remote-code"
-# argparse takes the beginning of a flag for the flag; shorter ones could mean another flag as well.
-SHORTEST_REMOTE_CODE = "trust-rem"
+# argparse takes the beginning of a flag for the flag: "tr" was enough before there were others that begin so.
+SHORTEST_REMOTE_CODE = "tr"
 # These formats read pickles, whatever else lies beside them.
 PICKLE_FORMATS = ("pt", "npcache")
 WEIGHTS = (".safetensors", ".gguf")

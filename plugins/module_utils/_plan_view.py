@@ -179,8 +179,9 @@ def _service(service: Mapping) -> Data:
 
 
 def _definition(service: Mapping) -> str:
-    """What it will run as: its part of the Compose file, or the command as a person types it."""
-    container = service.get("container")
+    """What it will run as: its part of the Compose file, or the command as a person types it; no value of an
+    environment in either."""
+    container = _valueless(service).get("container")
     if isinstance(container, t.Mapping):
         return to_yaml({str(service.get("name")): container}).rstrip()
     return str(service.get("shell") or "")
@@ -212,7 +213,7 @@ def _artifact(artifact: Mapping, look: Mapping | None, facts: Mapping, models: M
     found["bytes_total"] = _integer(known.get("artifact_bytes")) or _integer(known.get("bytes_total"))
     if known.get("source") == "artifact" or (there and known.get("commit") in (None, there)):
         found["bytes_to_fetch"] = 0
-    elif not there and known.get("source") == "hub":
+    elif not there and known.get("source") in ("hub", "elsewhere"):
         found["bytes_to_fetch"] = found["bytes_total"]
     return found
 

@@ -37,7 +37,9 @@ def test_a_plain_service_needs_no_yes() -> None:
 # --- code of the model's author
 
 
-@pytest.mark.parametrize("flag", ["trust-remote-code", "trust_remote_code", "--trust-remote-code", "trust-remote"])
+@pytest.mark.parametrize(
+    "flag", ["trust-remote-code", "trust_remote_code", "--trust-remote-code", "trust-remote", "trust"]
+)
 def test_remote_code_needs_a_yes(flag: str) -> None:
     (found,) = check(args={flag: True})
     assert (found.code, found.severity, found.service) == ("plan.remote_code", "error", "chat")

@@ -108,6 +108,7 @@ def test_a_split_card() -> None:
         (None, None, (None, None, None)),
         ({"acme/chat@master": MODEL}, None, (COMMIT, 16_000, 16_000)),
         ({"acme/chat@master": {**MODEL, "source": "artifact"}}, None, (COMMIT, 16_000, 0)),
+        ({"acme/chat@master": {**MODEL, "source": "elsewhere"}}, None, (COMMIT, 16_000, 16_000)),
         ({"acme/chat@master": MODEL}, COMMIT, (COMMIT, 16_000, 0)),
         ({"acme/chat@master": MODEL}, "9f86d081", (COMMIT, 16_000, None)),
         (None, COMMIT, (COMMIT, None, 0)),
@@ -184,7 +185,9 @@ def test_no_value_of_an_environment_is_kept(runtime: str) -> None:
     assert "NOTE" in kept
     assert HIDDEN in kept
     assert "hunter3" not in kept
-    assert SECRET not in kept + json.dumps(plan_view(planned, host))
+    shown = json.dumps(plan_view(planned, host))
+    assert "hunter3" not in shown, "with --diff the definition is shown"
+    assert SECRET not in kept + shown
     assert planned["services"][0]["environment"]["NOTE"] == "hunter3", "the plan itself stays whole"
 
 
