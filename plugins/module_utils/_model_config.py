@@ -174,12 +174,14 @@ class Moe:
 @dataclass(frozen=True)
 class Quantization:
     """How the weights of the layers are stored. ``group`` is the size of a group along the input, 0 for none;
-    ``block`` is (rows, columns) of a scale in FP8 with block scales."""
+    ``block`` is (rows, columns) of a scale in FP8 with block scales. ``cache`` is what the checkpoint says of the KV
+    cache (``fp8``), which holds where ``--kv-cache-dtype`` is auto; empty where it says nothing."""
 
     method: str
     bits: int
     group: int
     block: tuple[int, int] | None
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -431,8 +433,17 @@ def _quantization(top: Reader, text: Reader) -> Quantization | None:
     if isinstance(shape, list) and len(shape) == 2 and all(_is_side(side) for side in shape):
         block = (shape[0], shape[1])
     if not bits:
-        bits = 4 if "fp4" in method or read.flag("load_in_4bit", False) else 8
-    return Quantization(method[:40], bits, max(0, int(group)), block)
+        bits = 4 if "fp4" in method + read.text("quant_algo").lower() or read.flag("load_in_4bit", False) else 8
+    return Quantization(method[:40], bits, max(0, int(group)), block, _cache_dtype(read))
+
+
+def _cache_dtype(read: Reader) -> str:
+    """``get_kv_cache_quant_algo_string`` of vLLM, and compressed-tensors' ``kv_cache_scheme``."""
+    scheme = read.mapping("kv_cache_scheme")
+    if scheme is not None:
+        return {8: "fp8", 4: "nvfp4"}.get(Reader(scheme, "kv_cache_scheme.").count(("num_bits",), 0, 64, 0), "")
+    named = read.text("kv_cache_quant_algo").lower()
+    return "nvfp4" if "fp4" in named else "fp8" if "fp8" in named or "int8" in named else ""
 
 
 def _is_side(value: object) -> bool:

@@ -51,6 +51,7 @@ FIRST_BYTES = 64 * 1024
 """Asked for of each safetensors file at first: enough for the header of most."""
 
 _PROCESSOR_NAME = "preprocessor_config.json"
+_QUANTIZER_NAME = "hf_quant_config.json"
 _PROCESSOR_MAX = 256 * 1024
 _NO_HUB = ("hub.unreachable", "hub.unavailable", "hub.busy", "hub.tls")
 
@@ -192,6 +193,10 @@ def read_model(files: Files) -> dict[str, t.Any]:
         )
     if config.get("vision_config") and _PROCESSOR_NAME in files.entries:
         config["image_processor"] = _image_processor(files)
+    if not config.get("quantization_config") and _QUANTIZER_NAME in files.entries:
+        # As vLLM does: NVIDIA's tool has told it there before it did in config.json.
+        told = shortened(_optional(files, _QUANTIZER_NAME)).get("quantization")
+        config["quantization_config"] = {"quant_method": "modelopt", **told} if isinstance(told, dict) else None
     model = read_config(config)
     weights = read_weights(files, model, shards)
     return {
@@ -272,17 +277,21 @@ def shortened(value: t.Any, depth: int = 0) -> t.Any:
 
 def _image_processor(files: Files) -> dict[str, t.Any]:
     """How far an image is scaled down, where the processor's config says so; nothing where it cannot be read."""
-    try:
-        values = _document(files, _PROCESSOR_NAME, _PROCESSOR_MAX)
-    except FleetError:
-        return {}
-    if not isinstance(values, dict):
-        return {}
+    values = _optional(files, _PROCESSOR_NAME)
     size = values.get("size")
     pixels = values.get("max_pixels") or (size.get("longest_edge") if isinstance(size, dict) else None)
     # Where the size is one of a side, it is far below any number of pixels.
     usable = isinstance(pixels, int) and not isinstance(pixels, bool) and 2**16 <= pixels <= 2**40
     return {"max_pixels": pixels} if usable else {}
+
+
+def _optional(files: Files, name: str) -> dict[str, t.Any]:
+    """A JSON object beside the config; empty where it cannot be read."""
+    try:
+        values = _document(files, name, _PROCESSOR_MAX)
+    except FleetError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _document(files: Files, name: str, limit: int) -> t.Any:

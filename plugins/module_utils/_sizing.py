@@ -265,6 +265,12 @@ def context_length(model: Model, demand: Demand) -> int:
     return demand.max_model_len or model.default_length or LENGTH_FALLBACK
 
 
+def cache_dtype(model: Model, demand: Demand) -> str:
+    """``--kv-cache-dtype``, or what the checkpoint says where that is auto."""
+    told = model.quantization.cache if model.quantization is not None else ""
+    return told if told and demand.kv_cache_dtype in ("", "auto") else demand.kv_cache_dtype
+
+
 def batch_of(model: Model, demand: Demand) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs) as vLLM sets them (``engine/arg_utils.py``)."""
     tokens, sequences = _sizing_peak.batch_defaults(demand.memory_total_bytes, demand.gpu_name)
@@ -306,7 +312,7 @@ def _stage(model: Model, demand: Demand, stage: int, layers: range) -> Sizing:
         model,
         layers,
         parallel,
-        demand.kv_cache_dtype,
+        cache_dtype(model, demand),
         cross_tokens=batched if model.encoder_decoder else 0,
         block_tokens=demand.block_size,
         prefix_caching=demand.prefix_caching,

@@ -234,6 +234,20 @@ def test_how_far_an_image_is_scaled_down():
         assert model_of(entry_of(files)).towers[0].tokens == 16384
 
 
+def test_a_quantisation_that_is_told_beside_the_config():
+    """hf_quant_config.json, from which vLLM takes it too where config.json says nothing."""
+    files, _total = checkpoint()
+    plain = model_of(entry_of(files))
+    told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    files["hf_quant_config.json"] = json.dumps(told).encode()
+    quantised = model_of(entry_of(files))
+    assert (quantised.quantization.method, quantised.quantization.cache) == ("modelopt", "fp8")
+    assert size(quantised).kv_bytes_per_token * 2 == size(plain).kv_bytes_per_token
+    for odd in (b"[]", b"{", b'{"quantization": 3}', b'{"quantization": {"bits": 16}}', b"x" * 300_000):
+        files["hf_quant_config.json"] = odd
+        assert size(model_of(entry_of(files))).kv_bytes_per_token == size(plain).kv_bytes_per_token
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
 def test_the_shortened_config_reads_like_the_whole_one(name):
     config = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))

@@ -274,6 +274,27 @@ def test_pipeline_stages_carry_their_part():
     assert staged.outside_bytes > whole.outside_bytes
 
 
+@pytest.mark.parametrize(
+    ("told", "ratio"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, 0.5),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, 0.5),
+        (
+            {"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_quant_algo": "NVFP4", "group_size": 16},
+            0.28125,
+        ),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": None, "kv_cache_scheme": None}, 1),
+        ({"quant_method": "fp8", "kv_cache_scheme": {}}, 1),
+    ],
+)
+def test_a_checkpoint_that_says_how_its_cache_is_kept(told, ratio):
+    plain = size(model("llama-3.1-8b"), memory_total_bytes=80 * GIB)
+    quantised = model("llama-3.1-8b", quantization_config=told)
+    assert size(quantised, memory_total_bytes=80 * GIB).kv_bytes_per_token == plain.kv_bytes_per_token * ratio
+    named = size(quantised, memory_total_bytes=80 * GIB, kv_cache_dtype="bfloat16")
+    assert named.kv_bytes_per_token == plain.kv_bytes_per_token
+
+
 def test_more_stages_than_layers_are_no_endless_sum():
     """It is a fault that is found elsewhere, and no reason to reckon 60,000 stages without a layer."""
     sizes = [size(model("qwen3-8b"), pipeline_parallel=stages).weights_bytes for stages in (36, 2**59)]
