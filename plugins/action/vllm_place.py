@@ -20,6 +20,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "hosts": {"type": "list", "elements": "str", "required": True},
     "facts": {"type": "str", "default": "vllm_host"},
     "models": {"type": "dict", "default": {}},
+    "unread": {"type": "str", "default": ""},
     "ports": {"type": "str", "default": "8000-8999"},
     "missing": {"type": "str", "choices": [KEEP, FREE], "default": KEEP},
 }
@@ -41,7 +42,13 @@ class ActionModule(ActionBase):
         known = self._known(options["hosts"], options["facts"], task_vars)
         resolve = _Patterns(self._loader, task_vars.get("groups") or {})
         fleet = place_fleet(
-            options["services"], known, resolve, options["ports"], options["missing"], options["models"]
+            options["services"],
+            known,
+            resolve,
+            options["ports"],
+            options["missing"],
+            options["models"],
+            unread=options["unread"],
         )
         result.update(
             changed=False,

@@ -96,6 +96,7 @@ def argument_spec() -> dict[str, t.Any]:
                 "exclude": {"type": "list", "elements": "str", "default": []},
             },
         },
+        "model_root": {"type": "path"},
         **connection_argument_spec(),
     }
 
@@ -114,6 +115,8 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     wanted: dict[str, dict[str, t.Any]] = {}
     for item in params["models"]:
         name = f"{check_model(item['model'])}@{check_revision(item['revision'])}"
+        if params["model_root"] and not item["path"]:
+            item = {**item, "path": f"{params['model_root'].rstrip('/')}/{item['model'].split('/')[1]}"}
         wanted.setdefault(name, item)
     with concurrent.futures.ThreadPoolExecutor(MODELS_AT_ONCE) as pool:
         found = pool.map(lambda item: describe(client, item), wanted.values())

@@ -77,8 +77,11 @@ def place_fleet(
     missing: str = KEEP,
     models: t.Any = None,
     solve: Solve = _placement_solver.solve,
+    unread: str = "",
 ) -> Fleet:
     """Choose hosts, cards and ports. ``resolve`` turns Ansible's patterns into names of hosts.
+
+    ``unread`` says why none of the models could be read.
 
     With an error among the findings nothing may be changed anywhere; what could be placed is returned all the same, for
     those who only look.
@@ -111,6 +114,7 @@ def place_fleet(
     short = Shortfalls(hosts, wants, unseen, placement).findings(told) if placement.unplaced else []
     findings += short
     findings += _moves(hosts, wants, placement)
+    findings += _unread(unread) if unread else []
     findings += _missing(absent, placement, missing)
     chosen: dict[str, list[dict[str, t.Any]]] = {}
     for item in placement.assignments:
@@ -193,6 +197,13 @@ def _no_host(service: str, patterns: t.Sequence[str]) -> Finding:
     seen = f"hosts: {', '.join(patterns)} matches no host of the fleet"
     remedy = f"correct hosts: of {service} (ansible-inventory --graph lists hosts and groups)"
     return Finding("plan.no_host", ERROR, seen, "hosts, groups or patterns of this inventory", remedy, service)
+
+
+def _unread(why: str) -> list[Finding]:
+    seen = f"the models of {VARIABLE} could not be read on {why}"
+    expected = "a host that reads their sizes, so that they get GPUs on which they fit"
+    remedy = "see what that host says, or set gpus: with min_memory_gib: for each service"
+    return [Finding("plan.models_unread", WARNING, seen, expected, remedy)]
 
 
 def _differing(known: t.Mapping[str, Known]) -> list[Finding]:

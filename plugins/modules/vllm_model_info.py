@@ -58,6 +58,10 @@ options:
         type: list
         elements: str
         default: []
+  model_root:
+    description:
+      - Where each model without O(models[].path) lies, or will lie, under its name without the owner.
+    type: path
 seealso:
   - module: gpufleet.vllm.modelscope_model_info
   - module: gpufleet.vllm.vllm_plan
@@ -81,6 +85,7 @@ EXAMPLES = r"""
         include:
           - "*.json"
           - "*.safetensors"
+    model_root: /data/models
     endpoint: https://models.example.com
     token: "{{ vault_modelscope_token }}"
     timeout: 20

@@ -50,6 +50,11 @@ options:
         number follows from it.
     type: dict
     default: {}
+  unread:
+    description:
+      - Why none of the models could be read, which becomes a finding. Empty where they were, or were not asked for.
+    type: str
+    default: ""
   ports:
     description:
       - The ports for services that name none, as C(LOW-HIGH).
@@ -82,7 +87,8 @@ EXAMPLES = r"""
         gpus: 1
     hosts: "{{ query('ansible.builtin.inventory_hostnames', 'gpu_hosts') }}"
     facts: vllm_host
-    models: "{{ known.models }}"
+    models: "{{ known.models | default({}) }}"
+    unread: "{{ known.msg | default('') }}"
     ports: 8000-8999
     missing: keep
   run_once: true

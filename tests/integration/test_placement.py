@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import typing as t
 from collections.abc import Iterator
@@ -143,6 +144,13 @@ def test_a_fleet_from_its_first_service_to_one_too_many(fleet: Fleet) -> None:
     fewer = fleet.deploy(first)
     assert fewer.rc == 0, fewer.output
     assert fleet.held == placed
+
+    # Neither the hub nor the first host has the model; the second one does.
+    shutil.rmtree(fleet.boxes[0].root / "models")
+    sized = {key: value for key, value in service("sized").items() if key != "gpus"}
+    read = fleet.play("plan", [*first, sized], "-e", "vllm_hub_endpoint=http://127.0.0.1:9")
+    # Its config.json was read, which says nothing of layers.
+    assert "told from acme/tiny@master: config.json has no num_hidden_layers" in read.output, read.output
 
 
 @pytest.mark.slow

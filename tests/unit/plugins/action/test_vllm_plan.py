@@ -224,6 +224,18 @@ def test_a_key_that_is_not_set_opens_no_service() -> None:
     assert "set the variable that it comes from" in result["msg"]
 
 
+@pytest.mark.parametrize(("own", "source"), [({}, "elsewhere"), ({"x/a@master": {"source": "artifact"}}, "artifact")])
+def test_what_lies_on_another_host_does_not_lie_on_this_one(own: dict[str, t.Any], source: str) -> None:
+    arguments = {
+        "services": [{"name": "a", "model": "x/a", "gpus": 1}],
+        "facts": {**host_facts(), "models": own},
+        "model_root": "/m",
+        "engine_versions": {"cuda": "0.33.0"},
+        "models": {"x/a@master": {"source": "artifact", "bytes_total": 5}},
+    }
+    assert run(arguments)["plan"]["models"]["x/a@master"]["source"] == source
+
+
 def test_errors_fail_the_task_unless_told_not_to() -> None:
     arguments = {
         "services": [{"name": "a", "model": "x/a", "gpus": [9]}],

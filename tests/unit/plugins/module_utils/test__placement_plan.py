@@ -193,6 +193,14 @@ def test_a_model_of_which_nothing_is_known_runs_on_and_is_not_started() -> None:
     assert "set gpus: of x" in new.findings[1].remedy
 
 
+def test_models_that_nobody_could_read_are_told() -> None:
+    known = {"a": facts("a")}
+    placed = fleet([service("x", 1)], known, unread="a: the connection was closed")
+    assert [(finding.code, finding.severity) for finding in placed.findings] == [("plan.models_unread", "warning")]
+    assert placed.findings[0].seen.endswith("could not be read on a: the connection was closed")
+    assert indices(placed) == {"a": {"x": [0]}}
+
+
 def test_a_fleet_without_any_gpu_runs_on_cpus() -> None:
     placed = fleet([service("x", None), service("y", None)], {"a": facts("a", 0), "b": facts("b", 0)})
     assert indices(placed) == {"a": {"x": []}, "b": {"y": []}}, "where there is least"

@@ -46,6 +46,14 @@ def test_an_entry_for_each_model_and_an_error_for_one_that_cannot_be_read(capsys
     assert entry["weights"] is None
 
 
+def test_a_model_without_a_path_lies_below_the_root(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_model_info, "describe", lambda client, item: asked.append(item["path"]) or {})
+    models = [{"model": "acme/one"}, {"model": "acme/two", "path": "/elsewhere/two"}]
+    run(capsys, models=models, model_root="/data/models/")
+    assert sorted(asked) == ["/data/models/one", "/elsewhere/two"]
+
+
 @pytest.mark.parametrize(
     ("args", "code"),
     [
