@@ -19,7 +19,7 @@ SECRET = re.compile(r"api-?key|hf-token|password|secret|credential")
 SIZE = re.compile(r"\d+(?:\.\d+)?[kmgt]|\d+[KMGT]")
 JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*")')
 JSON_SIZE = re.compile(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b")
-NUMBER = re.compile(r"-\d+")
+NUMBER = re.compile(r"-(?:\d+(?:\.\d*)?|\.\d+)")
 WANTED = {
     "int": "a whole number",
     "float": "a number",
@@ -126,7 +126,11 @@ def _several(flag: Flag, values: t.Sequence[t.Any]) -> Wrong:
         amount = "at least one value" if most is None else f"{most} value{'' if most == 1 else 's'}"
         hint = "write a mapping or JSON, not a list" if flag.kind == "json" else ""
         return f"{amount}, each {_wanted(flag)}", f"{hint} under {{where}}" if hint else ""
-    return next((wrong for wrong in (_one(flag, str(value)) for value in values) if wrong), None)
+    wrong = next((wrong for wrong in (_one(flag, _text(value)) for value in values) if wrong), None)
+    if wrong and flag.kind == "json":
+        # A list becomes words of the command line, and this flag wants JSON in one of them.
+        return wrong[0], f"write the list as JSON in quotes, {flag.name}: '[...]', under {{where}}"
+    return wrong
 
 
 def _text(value: t.Any) -> str:

@@ -501,3 +501,76 @@ def test_defaults_and_examples_of_the_repository_pass(version: str) -> None:
     for name, arguments, variables in seen:
         assert check_flags(arguments, version) == [], name
         assert check_environment(variables, version) == [], name
+
+
+def test_a_list_where_one_word_of_json_is_wanted() -> None:
+    """``allowed-origins: ["*"]`` in YAML is a list, of which vLLM would get a star that is no JSON."""
+    [found] = check_flags({"allowed-origins": ["*"]}, "0.33.0")
+    assert (found.code, found.severity) == ("plan.flag_value", "error")
+    assert found.remedy == "write the list as JSON in quotes, allowed-origins: '[...]', under args"
+    assert check_flags({"allowed-origins": '["*"]'}, "0.33.0") == []
+
+
+def test_numbers_below_zero_are_no_flags() -> None:
+    assert check_flags({"cpu-offload-gb": -1.5, "seed": -1}, "0.33.0") == []
+    assert [one.code for one in check_flags({"cpu-offload-gb": "-x"}, "0.33.0")] == ["plan.flag_value"]
+
+
+@pytest.mark.parametrize(
+    ("version", "arguments"),
+    [
+        (
+            "0.8.5",
+            {
+                "enable-reasoning": True,
+                "reasoning-parser": "deepseek_r1",
+                "rope-scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+                "limit-mm-per-prompt": "image=5,video=0",
+                "swap-space": 16,
+                "disable-log-requests": True,
+                "task": "generate",
+                "compilation-config": 3,
+                "speculative-config": {"model": "x/y", "num_speculative_tokens": 5},
+                "lora-modules": ["sql=/data/lora", '{"name": "b", "path": "/data/b"}'],
+            },
+        ),
+        (
+            "0.11.0",
+            {
+                "limit-mm-per-prompt": {"image": 4, "video": {"count": 1, "num_frames": 32}},
+                "mm-processor-kwargs": {"max_pixels": 1003520},
+                "compilation-config": {"cudagraph_mode": "FULL_AND_PIECEWISE", "cudagraph_capture_sizes": [1, 2]},
+                "enable-prefix-caching": False,
+                "mm-encoder-tp-mode": "data",
+                "kv-transfer-config": {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"},
+                "hf-overrides": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+                "data-parallel-size": 8,
+                "runner": "pooling",
+                "structured-outputs-config": {"backend": "xgrammar"},
+                "structured-outputs-config.reasoning_parser": "qwen3",
+            },
+        ),
+        (
+            "0.33.0",
+            {
+                "limit-mm-per-prompt.image": 4,
+                "limit-mm-per-prompt.video": 0,
+                "max-num-batched-tokens": "16k",
+                "kv-cache-memory-bytes": "25G",
+                "eplb-config": {"window_size": 1000, "num_redundant_experts": 2},
+                "eplb-config.log_balancedness": True,
+                "cudagraph-capture-sizes": [1, 2, 4, 8],
+                "async-scheduling": False,
+                "disable-log-requests": True,
+                "allowed-media-domains": ["a.example", "b.example"],
+                "lora-modules": [{"name": "a", "path": "/data/a"}, "b=/data/b"],
+                "sse-keep-alive-interval": 15,
+                "disable-access-log-for-endpoints": "/health,/metrics",
+                "attention-config": {"backend": "FLASHINFER"},
+            },
+        ),
+    ],
+)
+def test_command_lines_of_recipes_are_taken(version: str, arguments: dict[str, t.Any]) -> None:
+    """As they stand in vLLM's own recipes, in the ways that YAML lets a person write them."""
+    assert [one.code for one in check_flags(arguments, version) if one.severity == "error"] == []
