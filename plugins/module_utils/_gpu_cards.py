@@ -38,7 +38,8 @@ def mig_devices(cards: t.Sequence[Card]) -> dict[str, dict[str, t.Any]]:
     """The MIG devices of partitioned cards, by UUID, each as a card of its own."""
     found = {}
     for card in cards:
-        for device in _mapping(card.get("mig")).get("devices") or []:
+        devices = _mapping(card.get("mig")).get("devices")
+        for device in devices if isinstance(devices, (list, tuple)) else []:
             uuid = _mapping(device).get("uuid")
             if isinstance(uuid, str):
                 profile = device.get("name")
@@ -101,7 +102,7 @@ class Links:
         uuids = {card["index"]: card["uuid"] for card in cards}
         for entry in topology if self.known else []:
             pair = _mapping(entry).get("gpus")
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or {type(item) for item in pair} != {int}:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(map(_whole, pair)):
                 continue
             ends = frozenset(uuids[index] for index in pair if index in uuids)
             link = str(entry.get("link") or "").lower()
@@ -182,9 +183,9 @@ def _score(
     chosen: t.Sequence[Card], links: Links, held: t.Collection[str], islands: t.Mapping[str, t.Sequence[Card]]
 ) -> tuple[t.Any, ...]:
     linked = links.joined(chosen, NVLINK)
-    nodes = {card.get("numa_node") for card in chosen} - {None}
+    nodes = {str(card["numa_node"]) for card in chosen if card.get("numa_node") is not None}
     return (
-        len({card.get("name") for card in chosen}) > 1,
+        len({str(card.get("name")) for card in chosen}) > 1,
         not linked,
         -sum(card["uuid"] in held for card in chosen),
         len(islands[chosen[0]["uuid"]]) if linked else 0,

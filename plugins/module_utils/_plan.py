@@ -97,7 +97,7 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         gpus, found = assign_gpus(
             counted,
             cards,
-            (facts.get("nvidia") or {}).get("topology"),
+            topology_of(facts),
             pins,
             repin=settings.repin,
             contained=contained,
@@ -138,6 +138,11 @@ def make_plan(raw_services: t.Any, settings: Settings, facts: Facts) -> dict[str
         "errors": len(errors(findings)),
         "skipped": skipped,
     }
+
+
+def topology_of(facts: Facts) -> t.Any:
+    nvidia = facts.get("nvidia")
+    return nvidia.get("topology") if isinstance(nvidia, t.Mapping) else None
 
 
 def artifact_path(service: Service, settings: Settings) -> str:

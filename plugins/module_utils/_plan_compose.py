@@ -34,15 +34,14 @@ def image_version(image: str) -> str:
 
 def check_docker(facts: Facts, device: str, gpu_driver: str) -> list[Finding]:
     """Docker, Compose and, for GPUs, the container toolkit; unknown facts are held against no host."""
-    nvidia = facts.get("nvidia") or {}
-    container = nvidia.get("container") or {}
-    found = _check_engine(container.get("docker") or {})
+    container = _mapping(_mapping(facts.get("nvidia")).get("container"))
+    found = _check_engine(_mapping(container.get("docker")))
     if found:
         return found
-    findings = _check_compose(container.get("compose") or {})
+    findings = _check_compose(_mapping(container.get("compose")))
     if device == "cuda":
         findings += _check_toolkit(container, gpu_driver)
-        findings += _check_cdi(container.get("cdi") or {}, facts) if gpu_driver == "cdi" else []
+        findings += _check_cdi(_mapping(container.get("cdi")), facts) if gpu_driver == "cdi" else []
     return findings
 
 
@@ -177,3 +176,7 @@ def plan_images(services: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t
             known["services"].append(service["name"])
             known["paths"] += [service["path"]] if service["path"] not in known["paths"] else []
     return list(images.values())
+
+
+def _mapping(value: t.Any) -> t.Mapping[str, t.Any]:
+    return value if isinstance(value, t.Mapping) else {}

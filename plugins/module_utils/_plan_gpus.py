@@ -91,7 +91,8 @@ class _Table:
         contained: bool,
     ) -> None:
         self.cards = _gpu_cards.usable_cards(cards)
-        self.silent = [card for card in cards if isinstance(card, t.Mapping) and not isinstance(card.get("uuid"), str)]
+        listed = cards if isinstance(cards, (list, tuple)) else []
+        self.silent = [card for card in listed if isinstance(card, t.Mapping) and not isinstance(card.get("uuid"), str)]
         self.by_uuid = {card["uuid"]: card for card in self.cards}
         self.devices = _gpu_cards.mig_devices(self.cards)
         self.all_cards: list[Card] = [*self.cards, *self.devices.values()]

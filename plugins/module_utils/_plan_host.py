@@ -12,6 +12,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, INFO, WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_cards import usable_cards
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_compose import image_version
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings import COMPOSE, Facts, Settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service
@@ -60,8 +61,10 @@ def _no_gpu(reason: str) -> Finding:
 
 
 def _check_cpu(settings: Settings, facts: Facts, reason: str) -> list[Finding]:
-    cpu = facts.get("cpu") or {}
-    if facts.get("machine") == "x86_64" and "avx2" not in (cpu.get("flags") or []):
+    cpu = facts.get("cpu")
+    cpu = cpu if isinstance(cpu, t.Mapping) else {}
+    flags = cpu.get("flags")
+    if facts.get("machine") == "x86_64" and isinstance(flags, (list, tuple)) and "avx2" not in flags:
         seen = f"the CPU ({cpu.get('model') or 'unknown model'}) has no AVX2"
         return [
             Finding(
@@ -190,7 +193,8 @@ def check_engine_host(engine: t.Mapping[str, t.Any], runtime: str, settings: Set
 
 def _check_cuda(needed: Requirement, version: str, facts: Facts) -> list[Finding]:
     findings = []
-    nvidia = facts.get("nvidia") or {}
+    nvidia = facts.get("nvidia")
+    nvidia = nvidia if isinstance(nvidia, t.Mapping) else {}
     cuda = _numbers(nvidia.get("cuda_version"))
     wanted = ".".join(str(number) for number in needed.cuda)
     if cuda and cuda < needed.cuda:
@@ -198,7 +202,7 @@ def _check_cuda(needed: Requirement, version: str, facts: Facts) -> list[Finding
         remedy = f"install driver R{needed.driver} or newer, or choose an older vLLM in vllm_engine_versions"
         expected = f"CUDA {wanted} for vLLM {version}"
         findings.append(Finding("plan.driver_too_old", ERROR, seen, expected, remedy))
-    for card in facts.get("gpus") or []:
+    for card in usable_cards(facts.get("gpus")):
         capability = _numbers(card.get("compute_capability"))
         if capability and capability < needed.capability:
             seen = f"GPU {card['index']} ({card.get('name')}) has compute capability {card['compute_capability']}"

@@ -35,9 +35,11 @@ def _clash(first: str, second: str) -> bool:
 
 def _canonical(address: str) -> str:
     try:
-        return str(ipaddress.ip_address(address))
+        found = ipaddress.ip_address(address)
     except ValueError:
         return address
+    # ::ffff:10.0.0.1 is how a socket of both kinds names the IPv4 address.
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def check_ports(services: t.Sequence[Service], settings: Settings, facts: Facts) -> list[Finding]:
@@ -63,8 +65,18 @@ def check_ports(services: t.Sequence[Service], settings: Settings, facts: Facts)
     return findings
 
 
+def listeners(facts: Facts) -> list[t.Mapping[str, t.Any]]:
+    """What listens on the host, each with an address and a port."""
+    listed = facts.get("listening")
+    return [
+        item
+        for item in (listed if isinstance(listed, (list, tuple)) else [])
+        if isinstance(item, t.Mapping) and isinstance(item.get("address"), str) and isinstance(item.get("port"), int)
+    ]
+
+
 def _foreign_listeners(service: Service, address: str, facts: Facts) -> list[Finding]:
-    for listener in facts.get("listening") or []:
+    for listener in listeners(facts):
         # A service of ours holds its own port, and a port that services swap is free once they have been stopped.
         if listener["port"] != service.port or listener.get("service") or not _clash(address, listener["address"]):
             continue

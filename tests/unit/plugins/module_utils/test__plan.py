@@ -414,3 +414,25 @@ JUNK = st.recursive(
 def test_whatever_an_inventory_holds_becomes_findings(services: t.Any) -> None:
     planned = make_plan(services, SETTINGS, facts())
     assert all(finding["seen"] and finding["expected"] and finding["remedy"] for finding in planned["findings"])
+
+
+@pytest.mark.parametrize("junk", ["x", 7, [], {}, [None], [["x"]], [{"a": []}], True])
+@pytest.mark.parametrize("key", ["gpus", "listening", "nvidia", "record", "applied", "models", "cpu"])
+@pytest.mark.parametrize("gpus", [1, 0])
+def test_whatever_a_host_says_becomes_a_plan(key: str, junk: t.Any, gpus: int) -> None:
+    host = facts() if gpus else without_gpus()
+    planned = plan(service(gpus=gpus), on={**host, key: junk}, device="auto" if gpus else "cpu")
+    assert [entry["name"] for entry in planned["services"]] == ["chat"]
+
+
+@pytest.mark.parametrize("junk", ["x", 7, [], {}, [["x"]], {"devices": 7}, True])
+@pytest.mark.parametrize("key", ["name", "memory_total_bytes", "numa_node", "mig", "ecc", "processes", "pci_bus_id",
+                                 "compute_capability"])  # fmt: skip
+def test_whatever_a_card_says_becomes_a_plan(key: str, junk: t.Any) -> None:
+    planned = plan(service(gpus=2), on=facts([{**card, key: junk} for card in facts()["gpus"]]))
+    assert len(planned["services"][0]["gpus"]) == 2
+
+
+def test_a_processor_of_which_nothing_is_known_is_not_refused() -> None:
+    for cpu in (None, {}, {"flags": None}):
+        assert plan(service(), on=without_gpus(cpu=cpu), device="cpu")["errors"] == 0

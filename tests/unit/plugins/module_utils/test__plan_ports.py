@@ -41,6 +41,7 @@ def test_two_services_on_one_port(first: str, second: str, clash: bool) -> None:
         ("127.0.0.1", {"address": "127.0.0.1"}, True),
         ("127.0.0.1", {"address": "0.0.0.0"}, True),
         ("127.0.0.1", {"address": "::"}, True),
+        ("127.0.0.1", {"address": "::ffff:127.0.0.1"}, True),
         ("127.0.0.1", {"address": "::1"}, False),
         ("0.0.0.0", {"address": "::1"}, False),
         ("10.0.0.1", {"address": "127.0.0.1"}, False),
