@@ -29,7 +29,8 @@ DEFAULT_UTILIZATION = 0.92
 
 DRIVER_BYTES = 512 * MIB
 """What the driver keeps of a card: CUDA sees so much less than nvidia-smi's memory.total. 44.99 GiB of an L40S are 44.4
-for CUDA, 79.65 of an H100 79.2, 80.00 of an A100 79.25, 22.49 of an A10 22.06."""
+for CUDA, 79.65 of an H100 79.2, 80.00 of an A100 79.25, 22.49 of an A10 22.06. Of a small card, or a part of one, it is
+no more than a fortieth."""
 
 CONTEXT_BYTES = 550 * MIB
 """The CUDA context, its modules and libraries on a card. Taken before vLLM measures, so outside of the budget."""
@@ -51,7 +52,7 @@ _GRAPH_SIZE_MAX = 512
 
 def cuda_bytes(memory_total_bytes: int) -> int:
     """A card's memory as CUDA, and with it vLLM, sees it; ``memory_total_bytes`` is nvidia-smi's."""
-    return max(1, memory_total_bytes - DRIVER_BYTES)
+    return max(1, memory_total_bytes - min(DRIVER_BYTES, memory_total_bytes // 40))
 
 
 def batch_defaults(memory_total_bytes: int, gpu_name: str = "") -> tuple[int, int]:

@@ -223,7 +223,7 @@ def test_without_a_sizing_there_is_no_table() -> None:
     assert memory_lines({"services": [{"name": "a", "memory": None}]}, UTF8, 100) == []
 
 
-def test_nobody_on_a_card_is_left_out():
+def test_nobody_on_a_card_is_left_out() -> None:
     """Three services share a card, on a terminal that has no room for their names on one line."""
     names = ["a-service-with-a-long-name", "whisper-b", "whisper-c"]
     view = {"cards": [card(0, *(holder(name) for name in names)), card(1)]}

@@ -202,6 +202,13 @@ def test_cuda_graphs_of_published_logs(layers, sequences, batched, seen):
     assert 0.6 < estimate / seen < 1.8
 
 
+@pytest.mark.parametrize(
+    ("total_mib", "seen"), [(46068, 44.4), (81559, 79.2), (23028, 22.06), (24576, 23.69), (15360, 14.58), (4864, 4.75)]
+)
+def test_what_cuda_sees_of_a_card(total_mib, seen):
+    assert peak.cuda_bytes(total_mib * MIB) / GIB == pytest.approx(seen, abs=0.21)
+
+
 def test_capture_sizes_as_vllm_counts_them():
     assert peak.capture_sizes(512) == 51
     assert peak.capture_sizes(256) == 35

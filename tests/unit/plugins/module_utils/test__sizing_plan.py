@@ -437,7 +437,9 @@ def test_whatever_is_written_there_are_findings_and_no_crash(name, parallel, car
     entry = {"config": config(name), "weights": None, "error": None}
     sizing, found = assess("svc", entry, arguments, tensor_parallel=parallel, cards_memory=cards, max_model_len=length)
     assert sizing is None or sizing.fits or found
-    assert len({one.code for one in found}) <= 1
+    # A number of GPUs that some releases refuse is told beside what the memory lacks.
+    assert len({one.code for one in found} - {"plan.tensor_parallel_illegal"}) <= 1
+    assert len([one for one in found if one.severity == "error"]) <= 1
 
 
 # ---- proposals
