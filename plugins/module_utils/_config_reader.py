@@ -13,7 +13,6 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 
-
 _WORDS_MAX = 4096
 
 
@@ -89,6 +88,6 @@ def bad_config(key: str, value: object, expected: str) -> FleetError:
         "model.bad_config",
         seen,
         expected,
-        "The memory of this model cannot be reckoned: set tensor_parallel_size and max_model_len yourself, or use "
-        "another revision of the model",
+        "set tensor_parallel_size and max_model_len yourself, or use another revision of the model: the memory of this "
+        "one cannot be reckoned",
     )

@@ -235,7 +235,8 @@ def _sized_shapes(
     if not shapes:
         largest = max((memory for memory, _most in memories), default=0)
         seen = f"{service.model} fits on the cards of no host; the largest have {largest / (1 << 30):.1f} GiB"
-        remedy = f"lower max_model_len: of {service.name}, take a quantised model, or add hosts with larger GPUs"
+        remedy = f"lower max_model_len: of {service.name}, take a quantised model, or add hosts with larger GPUs; with "
+        remedy += "gpus: COUNT it is placed whatever the sum says"
         expected = "a model that the GPUs of one host can hold"
         return (), [Finding("plan.memory_short", ERROR, seen, expected, remedy, service.name)]
     return tuple(sorted(shapes, key=lambda shape: (shape.count, shape.memory_bytes))), []

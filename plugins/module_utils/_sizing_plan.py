@@ -286,7 +286,7 @@ def check(service: str, model: Model, demand: Demand, sizing: Sizing, allow_long
             )
         ]
     if sizing.budget_bytes + sizing.outside_bytes > sizing.memory_total_bytes:
-        return [_over_committed(service, demand, sizing)]
+        return [_over_committed(service, model, demand, sizing)]
     if sizing.fits:
         return [_tight(service, model, demand, sizing)] if sizing.slack < TIGHT and not _fixed_cache(demand) else []
     longest = longest_context(model, demand)
@@ -340,47 +340,57 @@ def _fits_without_video(model: Model, demand: Demand) -> bool:
 
 
 def _short(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
-    more = _more_cards(model, demand)
-    share = _larger_share(model, demand)
-    if share:
-        remedy = f"set gpu_memory_utilization: {share:g}, if so much of the card is free"
-    elif more:
-        remedy = f"set tensor_parallel_size: {more}, with as many GPUs"
-    elif model.quantization is None and not demand.quantization:
-        remedy = "use a quantised variant of the model (FP8, AWQ), larger cards, or pipeline-parallel-size under args:"
-    else:
-        remedy = "use larger cards, or pipeline-parallel-size under args:"
     return Finding(
         "plan.memory_short",
         _severity(model, demand, sizing),
         f"{_needs(demand, sizing)}: {gib(sizing.weights_bytes)} of weights leave no room for one request"
         f"{_doubt(model, demand, sizing)}",
         f"at most {gib(sizing.budget_bytes)} per GPU",
-        remedy,
+        _more_room(model, demand),
         service,
     )
 
 
-def _over_committed(service: str, demand: Demand, sizing: Sizing) -> Finding:
+def _more_room(model: Model, demand: Demand) -> str:
+    """What to do where the weights leave none."""
+    more = _more_cards(model, demand)
+    share = _larger_share(model, demand)
+    if share:
+        return f"set gpu_memory_utilization: {share:g}, if so much of the card is free"
+    if more:
+        return f"set tensor_parallel_size: {more}, with as many GPUs"
+    if model.quantization is None and not demand.quantization:
+        return "use a quantised variant of the model (FP8, AWQ), larger cards, or pipeline-parallel-size under args:"
+    return "use larger cards, or pipeline-parallel-size under args:"
+
+
+def _over_committed(service: str, model: Model, demand: Demand, sizing: Sizing) -> Finding:
     """vLLM wants its whole budget free at the start, and the CUDA context is there before it looks."""
     total, outside = sizing.memory_total_bytes, sizing.outside_bytes
     most = math.floor((total - outside) / total * 100) / 100
     if demand.kv_cache_memory_bytes:
         cache = max(0, demand.kv_cache_memory_bytes - (sizing.budget_bytes + outside - total)) // MIB * MIB
-        remedy = f"set kv-cache-memory-bytes: {cache} under args:"
+        enough = cache >= sizing.kv_request_bytes
+        remedy = f"set kv-cache-memory-bytes: {cache} under args:" if enough else _more_room(model, demand)
         seen = f"{gib(sizing.budget_bytes)} per GPU, with {gib(demand.kv_cache_memory_bytes)} of KV cache"
     else:
         remedy = f"set gpu_memory_utilization: {most:g}"
         seen = f"gpu_memory_utilization is {demand.utilization:g}, which asks for {gib(sizing.budget_bytes)} per GPU"
     return Finding(
         "plan.memory_short",
-        ERROR if _certain(demand, sizing) > total and not demand.doubt else WARNING,
+        ERROR if _certain(demand, sizing) > total and not _guessed(model, demand, sizing) else WARNING,
         f"{seen}; {_card(demand)} {gib(total)} for CUDA, of which about {gib(outside)} go to the CUDA context"
         + (" and NCCL" if sizing.tensor_parallel * sizing.pipeline_parallel > 1 else ""),
         f"at most {gib(total - outside)} per GPU: vLLM refuses to start when less is free than it asks for",
         remedy,
         service,
     )
+
+
+def _guessed(model: Model, demand: Demand, sizing: Sizing) -> bool:
+    """A share of the card is what the user states; beside a cache of so many bytes the weights have to be known."""
+    known = model.known or sizing.exact_weights
+    return bool(demand.kv_cache_memory_bytes and (demand.doubt or not known))
 
 
 def _certain(demand: Demand, sizing: Sizing) -> int:

@@ -337,6 +337,17 @@ def test_a_cache_in_bytes_is_not_there_while_the_encoder_is_profiled():
     assert [one.severity for one in found] == ["warning"]
 
 
+def test_weights_beside_which_no_cache_has_room():
+    """No smaller cache is the cure, only more cards are; and it is certain whatever the estimates are worth."""
+    one = only(check("llama-3.1-70b", length=8192, kv_cache_memory_bytes="10G")[1])
+    assert (one.code, one.severity) == ("plan.memory_short", "error")
+    assert one.remedy.startswith("set tensor_parallel_size: ")
+    parallel = int(re.search(r"tensor_parallel_size: (\d+)", one.remedy).group(1))
+    assert check("llama-3.1-70b", parallel, length=8192, kv_cache_memory_bytes="10G")[0].fits
+    found = check("llama-3.1-70b", length=8192, kv_cache_memory_bytes="10G", hf_overrides={"num_hidden_layers": 4})[1]
+    assert [one.severity for one in found] == ["warning"]
+
+
 LLAMA = {
     "model_type": "llama",
     "num_hidden_layers": 80,
