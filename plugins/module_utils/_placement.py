@@ -79,6 +79,15 @@ class Board:
         uuids = tuple(state.cards[number].uuid for number in cards)
         return Assignment(want.service, state.host.name, uuids, how, origin)
 
+    def reserve(self, staying: t.Iterable[Assignment], wants: t.Iterable[Want]) -> None:
+        """The ports that were chosen for what stays: its clients know them, so no other service is given them."""
+        free = {want.service for want in wants if want.port is None}
+        for item in staying:
+            state = self.by_name[item.host]
+            running = state.host.running.get(item.service)
+            if item.service in free and item.how in (KEPT, CHANGED) and running and running.port is not None:
+                state.ports.add(running.port)
+
 
 @dataclass
 class _Stay:
@@ -103,6 +112,7 @@ def place(
     ordered = sorted(wants, key=lambda want: want.service)
     board = Board(hosts)
     stay = _keep(board, ordered)
+    board.reserve(stay.assignments, ordered)
     kept: dict[str, int] = {}
     for item in stay.assignments:
         kept[item.service] = kept.get(item.service, 0) + 1

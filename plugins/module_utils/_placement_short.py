@@ -70,6 +70,7 @@ class Shortfalls:
         for item in placement.assignments:
             state = self.board.by_name[item.host]
             state.take(by_name[item.service], [state.position[uuid] for uuid in item.cards])
+        self.board.reserve(placement.assignments, wants)
         self.tries = FEW_TRIES if len(hosts) * len(wants) > LARGE else MOST_TRIES
 
     def findings(self, told: t.Collection[str] = ()) -> list[Finding]:
@@ -154,7 +155,8 @@ class Shortfalls:
         hindrance = ""
         if want.port is not None and (want.port in state.ports or want.port in state.busy):
             fleet = next((other.service for other in self.wants if other.port == want.port), "")
-            holder = host.ports.get(want.port) or host.busy.get(want.port) or fleet
+            runs = next((service for service, run in host.running.items() if run.port == want.port), "")
+            holder = host.ports.get(want.port) or host.busy.get(want.port) or runs or fleet
             hindrance = f"port {want.port} is held by {holder}"
         count, group, least = min((self._lacking(state, want, shape) for shape in want.shapes), key=lambda one: one[0])
         free = least - count

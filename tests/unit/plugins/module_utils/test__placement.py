@@ -178,6 +178,19 @@ def test_a_busy_port_keeps_others_away_but_not_what_runs() -> None:
     assert not place([replace(busy, running=runs(one=["a/0"]))], [want("one", port=8000)]).unplaced
 
 
+def test_the_port_that_a_running_service_was_given_stays_its_own() -> None:
+    """A new service, or one that lost its host, would else restart it on another port."""
+    held = replace(host("a", 4), running={"one": Running(("a/0",), 8000)})
+    fixed = [want("one"), want("two", port=8000)]
+    assert place([held], fixed).unplaced == {"two": 1}
+    assert {item.service: item.host for item in place([held, host("b", 4)], fixed).assignments} == {
+        "one": "a",
+        "two": "b",
+    }
+    both = replace(held, running={**held.running, "two": Running(("a/1",), 8003)})
+    assert not place([both], fixed).unplaced, "a port that somebody wrote down decides among those that are there"
+
+
 def test_two_services_with_one_port_are_on_two_hosts() -> None:
     placement = place([host("a"), host("b")], [want("one", port=8000), want("two", port=8000)])
     assert {item.host for item in placement.assignments} == {"a", "b"}

@@ -193,6 +193,14 @@ def test_a_model_of_which_nothing_is_known_runs_on_and_is_not_started() -> None:
     assert "set gpus: of x" in new.findings[1].remedy
 
 
+def test_a_port_of_a_service_that_runs_is_said_to_be_its_own() -> None:
+    known = {"a": facts("a", **deployed(one=(["GPU-a-0"], 8000)))}
+    placed = fleet([service("one", 1), service("two", 1, port=8000)], known)
+    assert "port 8000 is held by one" in only(placed).seen
+    assert only(placed).remedy.startswith("leave port: of two out, which chooses a free one")
+    assert {entry["name"]: entry["port"] for entry in placed.hosts["a"]} == {"one": 8000}
+
+
 def test_models_that_nobody_could_read_are_told() -> None:
     known = {"a": facts("a")}
     placed = fleet([service("x", 1)], known, unread="a: the connection was closed")
