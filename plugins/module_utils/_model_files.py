@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import time
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _manifest, _safefs, _staging
@@ -30,6 +31,10 @@ if t.TYPE_CHECKING:
 
 BYTES_MAX = 64 * 1024 * 1024
 """What is read of one model at most; the headers of the largest published ones take some 15 MiB."""
+
+SECONDS_MAX = 120.0
+_TIMEOUTS = 4
+"""What is read of one model on the hub takes no longer than so many of the client's time-outs, two minutes at most."""
 
 _MANIFEST_MAX = 256 * 1024 * 1024
 _TRIES = 3
@@ -182,6 +187,9 @@ class HubFiles:
         self.entries: t.Mapping[str, Entry] = {entry.path: entry for entry in entries}
         self._from: HubSource = client.source(model, resolution)
         self._budget = Budget()
+        # The client bounds only how long nothing arrives, and a trickle could last for days.
+        self._seconds = min(SECONDS_MAX, _TIMEOUTS * client.timeout)
+        self._deadline = time.monotonic() + self._seconds
 
     def read(self, entry: Entry, start: int, end: int) -> bytes:
         self._budget.take(end - start)
@@ -212,6 +220,8 @@ class HubFiles:
                 raise _cut(entry, f"the hub sent bytes from {position} on when asked for those from {start}")
             data = bytearray()
             while position + len(data) < end:
+                if time.monotonic() > self._deadline:
+                    raise _cut(entry, f"config and headers take longer than {self._seconds:g} seconds")
                 piece = stream.read(min(_PIECE, end - position - len(data)))
                 if not len(piece):
                     raise TransientError("hub.cut", f"{entry.path} ended {end - position - len(data)} bytes early")

@@ -91,6 +91,7 @@ class FakeHub:
     """A hub in memory; ``asked`` are the ranges, ``refusals`` what the next questions get."""
 
     requests = 0
+    timeout = 5.0
 
     def __init__(self, files):
         self.files, self.asked, self.refusals, self.lock = files, [], [], threading.Lock()
@@ -421,6 +422,31 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     with pytest.raises(FleetError) as caught:
         read_model(found)
     assert caught.value.code == "model.unreadable"
+
+
+def test_a_hub_that_sends_a_trickle(monkeypatch):
+    """Each byte within the time-out, and all of them never: whoever reads side by side would hold the host up."""
+    files, _total = checkpoint()
+    hub, clock = FakeHub(files), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    class Trickle(Stream):
+        def read(self, limit):
+            clock[0] += 4.0
+            return super().read(1)
+
+    streams = []
+
+    def open_(entry, start, end):
+        streams.append(Trickle(files[entry.path][start:end], start))
+        return streams[-1]
+
+    hub.open = open_
+    entry = describe(hub, item())
+    assert entry["error"]["code"] == "model.unreadable"
+    assert "longer than 20 seconds" in entry["error"]["seen"]
+    assert clock[0] < 60, "and it is not tried again"
+    assert all(stream.closed for stream in streams)
 
 
 def test_a_stream_that_begins_elsewhere():
