@@ -29,6 +29,7 @@ help: ## List these targets
 setup: ## Make .venv with the pinned ansible-core and link the collection into it
 	@sh tests/tools/venv.sh "$(VENV)" requirements/controller.txt .venv
 	@sh tests/tools/link.sh "$(VENV)"
+	@[ "$(MAKECMDGOALS)" != setup ] || echo 'Ready. Next: . .venv/bin/activate, and ansible-playbook finds the collection.'
 
 .PHONY: quickstart
 quickstart: ## Deploy a real, answering vLLM service on this machine (no GPU, no Docker needed)
