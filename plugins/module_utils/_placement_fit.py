@@ -40,13 +40,12 @@ class HostState:
         self.host = host
         self.cards = tuple(sorted(host.cards, key=lambda card: (card.index, card.uuid)))
         self.position = {card.uuid: number for number, card in enumerate(self.cards)}
-        self.used = [WHOLE if card.uuid in host.taken else 0 for card in self.cards]
+        self.used = [host.parts.get(card.uuid, WHOLE) if card.uuid in host.taken else 0 for card in self.cards]
         self.holders: list[list[str]] = [
             [host.taken[card.uuid]] if card.uuid in host.taken else [] for card in self.cards
         ]
         self.services: set[str] = set()
         self.ports = set(host.ports)
-        self.busy = frozenset(host.busy)
         self._groups: dict[str, list[tuple[int, ...]] | None] = {}
         # What an equal host has in the same places; uuids and names do not matter to a choice.
         kind = (
@@ -97,8 +96,9 @@ class HostState:
 
     def admits(self, want: Want, running: bool = False) -> bool:
         """Whether a replica may come here at all, whatever the cards; ``running``: it is here already."""
-        if want.port is not None and (want.port in self.ports or (want.port in self.busy and not running)):
-            return False
+        if want.port is not None:
+            if want.port in self.ports or (not running and self.host.is_busy(want.port, want.address)):
+                return False
         if want.service in self.services or want.service in self.host.names:
             return False
         return want.allows(self.host.name)

@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types imp
     Want,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import assign_gpus, gpus_of_flags, recorded_pins
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import listeners
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service, parse_service
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import model_of, size_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import demand_of, propose
@@ -152,6 +153,7 @@ def to_want(
         share=share,
         hosts=hosts,
         port=service.port if fleet.port_given else None,
+        address=service.bind_address or None,
         elastic=fleet.sized and gpus,
     )
     return want, findings
@@ -265,14 +267,18 @@ def to_host(name: str, facts: t.Mapping[str, t.Any], own: t.Any, fleet: t.Collec
     names = frozenset(service.name for service in _parsed(own))
     running = {service: run for service, run in _running(facts).items() if service in fleet and service not in names}
     ports = {service.port: service.name for service in services}
+    unusable = _unusable(cards)
+    held, parts = _held(services, running, cards, facts)
     return Host(
         name=name,
         cards=tuple(_card(card) for card in cards),
         groups=_groups(cards, facts),
         running=running,
-        taken={**_unusable(cards), **_held(services, running, cards, facts)},
+        taken={**unusable, **held},
+        parts={uuid: part for uuid, part in parts.items() if uuid not in unusable},
         ports=ports,
         busy=_busy(facts),
+        listening=_listening(facts),
         names=names,
     )
 
@@ -342,10 +348,10 @@ def _held(
     running: t.Mapping[str, Running],
     cards: t.Sequence[_gpu_cards.Card],
     facts: t.Mapping[str, t.Any],
-) -> dict[str, str]:
-    """The cards of the host's own services, as the plan of the host will assign them."""
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Who of the host's own services has which card, as the plan of the host will assign them, and how much of it."""
     if not services or not cards:
-        return {}
+        return {}, {}
     named = {wanted for service in services if isinstance(service.gpus, tuple) for wanted in service.gpus}
     named |= {card["uuid"] for card in cards if card["index"] in named}
     present = {card["uuid"] for card in cards}
@@ -356,7 +362,15 @@ def _held(
         if run.cards and set(run.cards) <= present and not set(run.cards) & named
     ]
     chosen, _findings = assign_gpus([*kept, *services], cards, _topology(facts), recorded_pins(facts))
-    return {card["uuid"]: service.name for service in services for card in chosen.get(service.name, [])}
+    held: dict[str, list[str]] = {}
+    parts: dict[str, int] = {}
+    for service in services:
+        # A count never shares.
+        part = _share(service) if isinstance(service.gpus, tuple) else WHOLE
+        for card in chosen.get(service.name, []):
+            held.setdefault(card["uuid"], []).append(service.name)
+            parts[card["uuid"]] = min(WHOLE, parts.get(card["uuid"], 0) + part)
+    return {uuid: " and ".join(names) for uuid, names in held.items()}, parts
 
 
 def _running(facts: t.Mapping[str, t.Any]) -> dict[str, Running]:
@@ -382,12 +396,18 @@ def _services(document: t.Any) -> dict[str, t.Mapping[str, t.Any]] | None:
 
 def _busy(facts: t.Mapping[str, t.Any]) -> dict[int, str]:
     """Ports on which something listens that is none of our services."""
-    listening = facts.get("listening")
-    busy: dict[int, str] = {}
-    for entry in listening if isinstance(listening, (list, tuple)) else []:
-        if isinstance(entry, t.Mapping) and isinstance(entry.get("port"), int) and not entry.get("service"):
-            busy[entry["port"]] = str(entry.get("process") or "a process of another user")
-    return busy
+    return {entry["port"]: str(entry.get("process") or "a process of another user") for entry in _strangers(facts)}
+
+
+def _listening(facts: t.Mapping[str, t.Any]) -> dict[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = {}
+    for entry in _strangers(facts):
+        found[entry["port"]] = (*found.get(entry["port"], ()), entry["address"])
+    return found
+
+
+def _strangers(facts: t.Mapping[str, t.Any]) -> list[t.Mapping[str, t.Any]]:
+    return [entry for entry in listeners(facts) if not entry.get("service")]
 
 
 def memories(hosts: t.Iterable[Host]) -> list[tuple[int, int]]:

@@ -175,7 +175,8 @@ def _assign_ports(
         for item in open_ones:
             if (host.name, item.service) in given:
                 continue
-            port = next((port for port in span if port not in used and port not in host.busy), None)
+            address = by_name[item.service].address
+            port = next((port for port in span if port not in used and not host.is_busy(port, address)), None)
             if port is None:
                 findings.append(_no_port(item, span))
                 continue

@@ -153,7 +153,7 @@ class Shortfalls:
     def _miss(self, state: HostState, want: Want) -> _Miss:
         host, name = state.host, state.host.name
         hindrance = ""
-        if want.port is not None and (want.port in state.ports or want.port in state.busy):
+        if want.port is not None and (want.port in state.ports or host.is_busy(want.port, want.address)):
             fleet = next((other.service for other in self.wants if other.port == want.port), "")
             runs = next((service for service, run in host.running.items() if run.port == want.port), "")
             holder = host.ports.get(want.port) or host.busy.get(want.port) or runs or fleet

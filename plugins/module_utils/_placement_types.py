@@ -12,6 +12,8 @@ import re
 import typing as t
 from dataclasses import dataclass, field
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import clash
+
 # A whole card, in thousandths: integers add up the same in every order.
 WHOLE = 1000
 # Of a card with several services; the rest is for the driver and the CUDA contexts, which no engine counts.
@@ -46,8 +48,9 @@ class Running:
 class Host:
     """``groups`` has for each kind of link the cards that it joins; ``None`` where that is not known.
 
-    ``taken`` names the holder of each card that is not the fleet's to give, ``ports`` that of each port that only the
-    inventory can free. Ports in ``busy`` are held by others now, which is no matter to what runs already. ``names`` are
+    ``taken`` names the holder of each card that is not the fleet's to give, and ``parts`` how many thousandths of it
+    where that is less than all. ``ports`` names that of each port that only the inventory can free. Ports in ``busy``
+    are held by others now, on the addresses in ``listening``, which is no matter to what runs already. ``names`` are
     services of the host's own.
     """
 
@@ -56,9 +59,18 @@ class Host:
     groups: t.Mapping[str, Groups] | None = None
     running: t.Mapping[str, Running] = field(default_factory=dict)
     taken: t.Mapping[str, str] = field(default_factory=dict)
+    parts: t.Mapping[str, int] = field(default_factory=dict)
     ports: t.Mapping[int, str] = field(default_factory=dict)
     busy: t.Mapping[int, str] = field(default_factory=dict)
+    listening: t.Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     names: frozenset[str] = frozenset()
+
+    def is_busy(self, port: int, address: str | None) -> bool:
+        """Whether something of others meets a service on this port and address; ``None``: any address."""
+        if port not in self.busy:
+            return False
+        held = self.listening.get(port)
+        return address is None or not held or any(clash(address, other) for other in held)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Want:
     """A fleet service. Each replica runs on a host of its own.
 
     ``shapes`` are tried in order; none means that the size is not known. ``hosts`` of ``None`` are all, ``port`` of
-    ``None`` leaves the port to the plan, and a ``share`` below :data:`WHOLE` is the stated part of each card's memory.
+    ``None`` leaves the port to the plan, an ``address`` of ``None`` is that of the host, and a ``share`` below :data:`WHOLE` is the stated part of each card's memory.
     ``name`` is a regular expression. Where the number of cards is our choice (``elastic``), a replica that has more
     than it needs keeps them.
     """
@@ -92,6 +104,7 @@ class Want:
     share: int = WHOLE
     hosts: frozenset[str] | None = None
     port: int | None = None
+    address: str | None = None
     elastic: bool = False
 
     def allows(self, host: str) -> bool:

@@ -25,7 +25,7 @@ def bind_address(service: Service, settings: Settings) -> str:
     return service.bind_address or settings.bind_address
 
 
-def _clash(first: str, second: str) -> bool:
+def clash(first: str, second: str) -> bool:
     """Whether two listeners on one port meet. ``::`` takes IPv4 too (Linux's default), ``0.0.0.0`` takes no IPv6."""
     pair = {LOOPBACK if address == "localhost" else _canonical(address) for address in (first, second)}
     if len(pair) == 1 or pair & {"", "::"}:
@@ -48,7 +48,7 @@ def check_ports(services: t.Sequence[Service], settings: Settings, facts: Facts)
     for position, service in enumerate(services):
         address = bind_address(service, settings)
         for other in services[:position]:
-            if other.port == service.port and _clash(address, bind_address(other, settings)):
+            if other.port == service.port and clash(address, bind_address(other, settings)):
                 seen = f"port {service.port} is already the port of {other.name}"
                 remedy = f"set another port: for {service.name}"
                 findings.append(
@@ -78,7 +78,7 @@ def listeners(facts: Facts) -> list[t.Mapping[str, t.Any]]:
 def _foreign_listeners(service: Service, address: str, facts: Facts) -> list[Finding]:
     for listener in listeners(facts):
         # A service of ours holds its own port, and a port that services swap is free once they have been stopped.
-        if listener["port"] != service.port or listener.get("service") or not _clash(address, listener["address"]):
+        if listener["port"] != service.port or listener.get("service") or not clash(address, listener["address"]):
             continue
         who = f"{listener.get('process') or 'a process of another user'}"
         pid = f" (pid {listener['pid']})" if listener.get("pid") else ""

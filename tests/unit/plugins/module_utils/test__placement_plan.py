@@ -28,6 +28,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_short imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import Running
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_case import facts as plan_facts
+from plan_case import plan
 
 GIB = 1 << 30
 CONFIGS = Path(__file__).parent / "fixtures/configs"
@@ -199,6 +201,43 @@ def test_a_port_of_a_service_that_runs_is_said_to_be_its_own() -> None:
     assert "port 8000 is held by one" in only(placed).seen
     assert only(placed).remedy.startswith("leave port: of two out, which chooses a free one")
     assert {entry["name"]: entry["port"] for entry in placed.hosts["a"]} == {"one": 8000}
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "cards"),
+    [
+        ({"gpus": [0], "gpu_memory_utilization": 0.5}, 0.4, [0]),
+        ({"gpus": [0], "gpu_memory_utilization": 0.5}, 0.5, [1]),
+        ({"gpus": [0], "gpu_memory_utilization": 0.5}, None, [1]),
+        ({"gpus": [0]}, 0.4, [1]),
+        ({"gpus": 1, "gpu_memory_utilization": 0.5}, 0.4, [1]),
+    ],
+)
+def test_a_card_is_shared_with_a_service_of_the_host_where_both_say_how(
+    own: dict[str, t.Any], wanted: float | None, cards: list[int]
+) -> None:
+    known = Known(facts("a", 2), [{"name": "own", "model": "acme/own", "port": 8100, **own}])
+    placed = fleet([service("x", 1, **({"gpu_memory_utilization": wanted} if wanted else {}))], {"a": known})
+    assert indices(placed) == {"a": {"x": cards}}
+    assert not placed.findings
+    planned = plan(*host_services(known.services, [service("x", 1, gpu_memory_utilization=wanted)], placed.hosts["a"]),
+                   on={**plan_facts(), **facts("a", 2)})  # fmt: skip
+    assert [finding["code"] for finding in planned["findings"] if finding["severity"] == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "port"),
+    [("127.0.0.1", None, 8000), ("10.0.0.1", None, 8001), (None, None, 8001), ("127.0.0.1", 8000, 8000),
+     ("10.0.0.1", 8000, None), (None, 8000, None)],
+)  # fmt: skip
+def test_a_port_is_taken_on_the_address_that_it_is_taken_on(
+    address: str | None, asked: int | None, port: int | None
+) -> None:
+    listening = [{"address": "10.0.0.1", "port": 8000, "process": "nginx", "service": None}]
+    entry = service("x", 1, **({"bind_address": address} if address else {}), **({"port": asked} if asked else {}))
+    placed = fleet([entry], {"a": facts("a", listening=listening)})
+    assert [one["port"] for one in placed.hosts.get("a", [])] == ([port] if port else [])
+    assert ("port 8000 is held by nginx" in only(placed).seen) if port is None else not placed.findings
 
 
 def test_models_that_nobody_could_read_are_told() -> None:
