@@ -96,9 +96,9 @@ class HostState:
 
     def admits(self, want: Want, running: bool = False) -> bool:
         """Whether a replica may come here at all, whatever the cards; ``running``: it is here already."""
-        if want.port is not None:
-            if want.port in self.ports or (not running and self.host.is_busy(want.port, want.address)):
-                return False
+        port = want.port
+        if port in self.ports or (port is not None and not running and self.host.is_busy(port, want.address)):
+            return False
         if want.service in self.services or want.service in self.host.names:
             return False
         return want.allows(self.host.name)

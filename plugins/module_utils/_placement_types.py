@@ -90,9 +90,9 @@ class Want:
     """A fleet service. Each replica runs on a host of its own.
 
     ``shapes`` are tried in order; none means that the size is not known. ``hosts`` of ``None`` are all, ``port`` of
-    ``None`` leaves the port to the plan, an ``address`` of ``None`` is that of the host, and a ``share`` below :data:`WHOLE` is the stated part of each card's memory.
-    ``name`` is a regular expression. Where the number of cards is our choice (``elastic``), a replica that has more
-    than it needs keeps them.
+    ``None`` leaves the port to the plan, an ``address`` of ``None`` is that of the host, and a ``share`` below
+    :data:`WHOLE` is the stated part of each card's memory. ``name`` is a regular expression. Where the number of cards
+    is our choice (``elastic``), a replica that has more than it needs keeps them.
     """
 
     service: str
