@@ -14,6 +14,7 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import Container
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_cards import has_mig, usable_cards
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import SIZE, Service
 
 Facts = t.Mapping[str, t.Any]
@@ -98,8 +99,13 @@ def _check_cdi(cdi: t.Mapping[str, t.Any], facts: Facts) -> list[Finding]:
         return [
             Finding("plan.cdi_off", ERROR, "Docker does not use CDI", "CDI, as vllm_container_gpu_driver asks", remedy)
         ]
-    named = {device for spec in cdi.get("specs") or [] for device in spec.get("devices") or []}
-    missing = [card["uuid"] for card in facts.get("gpus") or [] if f"nvidia.com/gpu={card['uuid']}" not in named]
+    specs = cdi.get("specs")
+    if not isinstance(specs, list):
+        return []
+    named = {str(device) for spec in specs for device in _mapping(spec).get("devices") or []}
+    # A partitioned card is named by its parts, and one that does not answer by nothing.
+    whole = [card["uuid"] for card in usable_cards(facts.get("gpus")) if not has_mig(card)]
+    missing = [uuid for uuid in whole if f"nvidia.com/gpu={uuid}" not in named]
     if missing:
         seen = f"no CDI specification names {', '.join(missing)}"
         return [Finding("plan.cdi_stale", ERROR, seen, "a specification with every GPU of the host", generate)]

@@ -174,6 +174,17 @@ def test_cdi_needs_a_specification_with_these_gpus() -> None:
     assert codes(plan(container_gpu_driver="cdi")) == ["plan.cdi_off"]
 
 
+def test_cards_that_no_cdi_specification_can_name_are_not_looked_for() -> None:
+    cards = facts()["gpus"]
+    spec = {"devices": [f"nvidia.com/gpu={cards[0]['uuid']}"]}
+    on = facts(container_facts(cdi={"enabled_in_docker": True, "specs": [spec]}))
+    lost, parted = {**cards[1], "uuid": None}, {**cards[2], "mig": {"current": "enabled", "devices": []}}
+    on["gpus"] = [cards[0], lost, parted]
+    assert "plan.cdi_stale" not in codes(plan(on=on, container_gpu_driver="cdi"))
+    for unknown in (None, {"enabled_in_docker": True, "specs": None}):
+        assert codes(plan(on=facts(container_facts(cdi=unknown)), container_gpu_driver="cdi")) == []
+
+
 @pytest.mark.parametrize(
     ("settings", "variable"),
     [({"container_user": "vllm"}, "vllm_container_user"), ({"container_shm_size": "lots"}, "vllm_container_shm_size")],
