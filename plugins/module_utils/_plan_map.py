@@ -255,7 +255,9 @@ BUDGET = "budget of the engine"
 LONGEST = "longest context, in tokens"
 AT_ONCE = "requests of full length at once"
 OUTSIDE = "beside the budget"
-CLOSING = (BUDGET, OUTSIDE, LONGEST, AT_ONCE)
+ENOUGH = "enough: gpu_memory_utilization"
+ENOUGH_CACHE = "enough: kv-cache-memory-bytes"
+CLOSING = (BUDGET, OUTSIDE, LONGEST, AT_ONCE, ENOUGH, ENOUGH_CACHE)
 
 
 def _sum_rows(memory: t.Mapping[str, t.Any]) -> dict[str, str]:
@@ -274,6 +276,10 @@ def _sum_rows(memory: t.Mapping[str, t.Any]) -> dict[str, str]:
         rows[LONGEST] = f"{memory['max_len_fitting']:,}"
     if memory.get("concurrency") is not None:
         rows[AT_ONCE] = f"{memory['concurrency']:.1f}"
+    enough = memory.get("enough")
+    if isinstance(enough, t.Mapping) and enough.get("kv_cache_memory_bytes"):
+        rows[ENOUGH] = f"{enough.get('gpu_memory_utilization')}"
+        rows[ENOUGH_CACHE] = f"{enough['kv_cache_memory_bytes']}"
     return rows
 
 

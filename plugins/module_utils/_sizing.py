@@ -88,7 +88,8 @@ class Sizing:
     much they exceed it. ``kv_request_bytes`` is what vLLM sets aside for one request of ``max_model_len`` tokens, and
     ``kv_used_bytes`` what such a request holds (less, for an encoder-decoder model). ``max_len_fitting`` is the longest
     context that fits the cache that there is, and ``concurrency`` how many requests of ``max_model_len`` fit at once.
-    ``exact_weights`` says that the weights come from the headers of the files.
+    ``exact_weights`` says that the weights come from the headers of the files. ``enough`` is, for a model that is small
+    for its card and has the whole of it, the share and the bytes of cache that would do: (utilization, bytes).
     """
 
     rows: tuple[Row, ...]
@@ -109,6 +110,7 @@ class Sizing:
     pipeline_parallel: int
     utilization: float
     exact_weights: bool
+    enough: tuple[float, int] | None = None
 
     @property
     def short_bytes(self) -> int:
@@ -157,6 +159,9 @@ class Sizing:
             "pipeline_parallel_size": self.pipeline_parallel,
             "gpu_memory_utilization": self.utilization,
             "exact_weights": self.exact_weights,
+            "enough": {"gpu_memory_utilization": self.enough[0], "kv_cache_memory_bytes": self.enough[1]}
+            if self.enough
+            else None,
         }
 
     def as_table(self) -> str:

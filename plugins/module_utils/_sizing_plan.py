@@ -242,6 +242,10 @@ def assess(
     if model.multimodal and not sizing.fits:
         # A shorter context has a smaller encoder at work, so that more of it fits than what is left now would hold.
         sizing = replace(sizing, max_len_fitting=longest_context(model, demand))
+    if sizing.fits and not {"gpu-memory-utilization", "device-memory-utilization"} & set(plain_flags(arguments)):
+        least = _proposal(model, demand, sizing, CONCURRENT)
+        if least.kv_cache_memory_bytes and not demand.kv_cache_memory_bytes:
+            sizing = replace(sizing, enough=(least.gpu_memory_utilization, least.kv_cache_memory_bytes))
     return sizing, [*faults, *check(service, model, demand, sizing, allow_long)]
 
 

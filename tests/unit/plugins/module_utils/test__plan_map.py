@@ -234,3 +234,12 @@ def test_nobody_on_a_card_is_left_out() -> None:
     assert "a-service-with" in text
     assert lines[-1].endswith("free")
     assert len(map_lines(view, UTF8, 200)) == 2
+
+
+def test_what_would_be_enough_is_named_as_it_is_written() -> None:
+    memory = {"rows": [], "enough": {"gpu_memory_utilization": 0.08, "kv_cache_memory_bytes": 639631360}}
+    lines = memory_lines({"services": [{"name": "whisper", "memory": memory}]}, UTF8, 80)
+    assert any(line.split() == ["enough:", "gpu_memory_utilization", "0.08"] for line in lines)
+    assert any(line.split() == ["enough:", "kv-cache-memory-bytes", "639631360"] for line in lines)
+    odd = {"rows": [], "enough": "much"}
+    assert not any("enough" in line for line in memory_lines({"services": [{"name": "x", "memory": odd}]}, UTF8, 80))

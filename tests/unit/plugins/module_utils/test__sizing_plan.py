@@ -259,6 +259,23 @@ def test_a_share_that_is_too_small_names_one_that_is_not():
     assert "gpu_memory_utilization" not in only(check("llama-3.1-70b", length=8192)[1]).remedy
 
 
+def test_the_share_of_a_card_that_would_do():
+    """For a model that takes a whole card and needs a twelfth of it; with both flags it holds 16 clips."""
+    sizing, found = check("whisper-large-v3-turbo")
+    assert found == []
+    assert sizing.enough is not None
+    share, cache = sizing.enough
+    assert 0.05 < share < 0.12
+    assert sizing.as_dict()["enough"] == {"gpu_memory_utilization": share, "kv_cache_memory_bytes": cache}
+    smaller, found = check("whisper-large-v3-turbo", gpu_memory_utilization=share, kv_cache_memory_bytes=cache)
+    assert found == []
+    assert smaller.fits
+    assert smaller.enough is None
+    assert smaller.kv_available_bytes // smaller.kv_used_bytes >= 16
+    assert check("whisper-large-v3-turbo", gpu_memory_utilization=0.5)[0].enough is None, "somebody has chosen"
+    assert check("llama-3.1-8b", length=32768)[0].enough is None, "half of the card and more"
+
+
 def assessed(values, tensor_parallel=1, memory=24 * GIB, length=None, weights=None, **options):
     """What is found for a config, by its severity."""
     entry = {"config": values, "error": None, "weights": weights}
