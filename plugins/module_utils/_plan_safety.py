@@ -21,7 +21,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERR
 from ansible_collections.gpufleet.vllm.plugins.module_utils._manifest import is_pickle
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import bind_address
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_settings import Settings
-from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE, Service
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_maps import API_KEY_VARIABLE
 
 REMOTE_CODE = "trust-remote-code"
 # argparse takes the beginning of a flag for the flag: "tr" was enough before there were others that begin so.

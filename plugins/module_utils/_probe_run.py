@@ -21,7 +21,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _boot_log
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe import Endpoint, interrogate, wait_for_health
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import RUNTIMES, absolute_root, make_backend
-from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE, PROBE_KINDS
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import PROBE_KINDS
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_maps import API_KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import Backend, Layout, Status
 
 NO_RUNTIME = "none"

@@ -16,49 +16,35 @@ from dataclasses import dataclass, field
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import GpuWish, parse_gpus
-from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer, nearest, share
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_maps import (
+    API_KEY_VARIABLE,
+    arguments_of,
+    environment_of,
+    environment_text,
+    has_control,
+    long_enough,
+    secret_environment_of,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import (
+    Refused,
+    integer,
+    nearest,
+    share,
+    type_name,
+)
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
-# A dot leads into the JSON of a flag, as in compilation-config.cudagraph_mode.
-FLAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-]*(?:\.[A-Za-z0-9_]+)*")
 IMAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]|:(?=[A-Za-z0-9]))*(?:@sha256:[0-9a-f]{64})?")
 SIZE = re.compile(r"[1-9][0-9]{0,5}(?:[bkm]|[kmg]b|g)", re.IGNORECASE)
 
-# Flags that a key of the service (or the plan itself) decides: set twice, the last one would win in silence.
-RESERVED_FLAGS = {
-    "model": "model",
-    "port": "port",
-    "host": "bind_address",
-    "served-model-name": "served_model_name",
-    "tensor-parallel-size": "tensor_parallel_size",
-    "max-model-len": "max_model_len",
-    "shutdown-timeout": "drain_seconds",
-    "api-key": "api_key",
-}
-# vLLM ignores `--config=FILE` in silence and drops `key: false` inside one, so flags are always spelled out.
-REFUSED_FLAGS = {
-    "config": "write each flag under args:",
-    # On a command line every user of the host can read it.
-    "hf-token": "set HF_TOKEN under secret_environment:",
-}
-# vLLM's one-dash spellings of flags that the plan reads; with two dashes the engine would not know them.
-SHORT_FLAGS = {
-    "tp": "tensor-parallel-size",
-    "pp": "pipeline-parallel-size",
-    "dp": "data-parallel-size",
-}
 SHARE_FLAG = "gpu-memory-utilization"
 # What vLLM calls it as well, since it serves on other devices.
 SHARE_FLAGS = (SHARE_FLAG, "device-memory-utilization")
-API_KEY_VARIABLE = "VLLM_API_KEY"
-SHORTEST_SECRET = 8
 # Keys whose values are never shown, whatever is wrong with them; a plain environment may hold a secret by mistake.
-HIDDEN = ("api_key", "args", "environment", "secret_environment")
-# The devices are the plan's to choose, and CUDA's order must be nvidia-smi's for an index to mean the same card.
-DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+_SHAPES: dict[str, type] = {"api_key": str, "args": dict, "environment": dict, "secret_environment": dict}
+HIDDEN = tuple(_SHAPES)
 PROBE_KINDS = ("chat", "completion", "vision", "transcription", "embedding")
 
 
@@ -115,21 +101,16 @@ class Service:
 def _text(value: t.Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Refused("a non-empty text")
-    if _has_control(value) or "\t" in value:
+    if has_control(value) or "\t" in value:
         raise Refused("a text without control characters or line breaks")
     return value
-
-
-def _has_control(text: str) -> bool:
-    """Anything but printable text and tabs; lone surrogates too, which no file in UTF-8 can hold."""
-    return any((char < " " and char != "\t") or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in text)
 
 
 def _api_key(value: t.Any) -> str:
     if value == "":
         remedy = "set the variable that it comes from, or delete api_key: to serve without a key"
         raise Refused("a key, and not an empty text", remedy)
-    return _long_enough("api_key", _text(value))
+    return long_enough("api_key", _text(value))
 
 
 def _boolean(value: t.Any) -> bool:
@@ -184,93 +165,6 @@ def _model_length(value: t.Any) -> int | str:
         raise Refused("a number of tokens, or 'auto' to fit the memory") from None
 
 
-def _decided_elsewhere(bare: str) -> str:
-    """The remedy for a flag that may not stand under args, or an empty string.
-
-    argparse takes the beginning of a flag for the flag, so a beginning is refused like the whole.
-    """
-    for flag, key in RESERVED_FLAGS.items():
-        if flag.startswith(bare):
-            return f"set {key}: on the service instead"
-    return next((remedy for flag, remedy in REFUSED_FLAGS.items() if flag.startswith(bare)), "")
-
-
-def _arguments(value: t.Any) -> dict[str, t.Any]:
-    if not isinstance(value, dict):
-        raise Refused("a mapping of vLLM flags to values, such as {gpu-memory-utilization: 0.85}")
-    arguments: dict[str, t.Any] = {}
-    for position, (flag, setting) in enumerate(value.items(), 1):
-        head, dot, within = str(flag).partition(".")
-        spelled = head.replace("_", "-").lstrip("-") + dot + within
-        if not FLAG.fullmatch(spelled):
-            # It may be `flag=value`, and the value a secret.
-            raise Refused(f"names of vLLM flags with their values after a colon (number {position} is none)")
-        spelled = SHORT_FLAGS.get(spelled, spelled)
-        bare = spelled.removeprefix("no-")
-        remedy = _decided_elsewhere(bare)
-        if remedy:
-            raise Refused(f"no '{spelled}' under args", remedy)
-        if setting is None:
-            raise Refused(
-                f"a value for '{spelled}'",
-                "write true for a flag without a value, or delete the line",
-            )
-        if "\0" in str(setting):
-            raise Refused(f"no NUL character in '{spelled}'")
-        if isinstance(setting, str) and setting.lower() in ("true", "false"):
-            raise Refused(
-                f"true or false for '{spelled}', and not the text '{setting}'",
-                "write it without quotes; a templated value needs the filter bool",
-            )
-        if bare != spelled and isinstance(setting, bool):
-            spelled, setting = bare, not setting
-        if spelled in arguments:
-            raise Refused(f"'{spelled}' once", "delete one of the two spellings")
-        arguments[spelled] = setting
-    return arguments
-
-
-def _environment(value: t.Any) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise Refused("a mapping of environment variables to values")
-    environment: dict[str, str] = {}
-    for position, (name, setting) in enumerate(value.items(), 1):
-        if not isinstance(name, str) or not ENVIRONMENT_NAME.fullmatch(name):
-            # It may be `NAME=value`, and the value a secret.
-            raise Refused(f"variable names of letters, digits and '_' (number {position} is none)")
-        if name == API_KEY_VARIABLE:
-            raise Refused(f"no {name} here", "set api_key: on the service")
-        if name in DEVICE_VARIABLES:
-            raise Refused(
-                f"no {name} under environment",
-                "set gpus: on the service: the plan decides the devices",
-            )
-        if not isinstance(setting, (str, int, float)) or _has_control(str(setting)):
-            raise Refused(f"one line of text for {name}")
-        environment[name] = _environment_text(setting)
-    return environment
-
-
-def _long_enough(name: str, value: str) -> str:
-    # Ansible hides a secret by replacing its text wherever it stands: a short one would tear numbers and paths apart.
-    if len(value) < SHORTEST_SECRET:
-        raise Refused(f"at least {SHORTEST_SECRET} characters for {name}", "choose a longer one: openssl rand -hex 24")
-    return value
-
-
-def _secret_environment(value: t.Any) -> dict[str, str]:
-    secrets = _environment(value)
-    for name, secret in secrets.items():
-        _long_enough(name, secret)
-    return secrets
-
-
-def _environment_text(setting: t.Any) -> str:
-    if isinstance(setting, bool):
-        return "1" if setting else "0"
-    return str(setting)
-
-
 def _probe(value: t.Any) -> Probe:
     keys = ("kind", "prompt", "expect", "max_tokens")
     if not isinstance(value, dict) or not value.get("kind") or not set(value) <= set(keys):
@@ -312,9 +206,9 @@ _KEYS: dict[str, t.Callable[[t.Any], t.Any]] = {
     "tensor_parallel_size": integer(1, 256),
     "drain_seconds": integer(0, 86_400),
     "ready_timeout": integer(1, 86_400),
-    "args": _arguments,
-    "environment": _environment,
-    "secret_environment": _secret_environment,
+    "args": arguments_of,
+    "environment": environment_of,
+    "secret_environment": secret_environment_of,
     "api_key": _api_key,
     "probes": _probes,
     "image": _matching(IMAGE, "an image such as vllm/vllm-openai:v0.33.0, with or without @sha256:..."),
@@ -342,19 +236,32 @@ def _unknown_key(key: str, service: str) -> Finding:
     )
 
 
-def _convert(key: str, value: t.Any, service: str) -> tuple[t.Any, Finding | None]:
+def _seen(key: str, value: t.Any, refused: Refused) -> str:
+    """What was written under a key, without the value where that may be a secret."""
+    if refused.seen:
+        return refused.seen
+    if value == "":
+        return "is empty"
+    if key not in HIDDEN:
+        return f"is {value!r}"
+    return f"is {type_name(value)}" if not isinstance(value, _SHAPES[key]) else "is a value that is hidden"
+
+
+def _convert(key: str, value: t.Any, service: str) -> tuple[t.Any, list[Finding]]:
     try:
-        return _KEYS[key](value), None
+        return _KEYS[key](value), []
     except Refused as exc:
-        shown = "empty" if value == "" else "a value that is hidden" if key in HIDDEN else f"{value!r}"
-        return None, Finding(
-            code="service.bad_value",
-            severity=ERROR,
-            seen=f"{key} is {shown}",
-            expected=exc.expected,
-            remedy=exc.remedy or f"correct {key}: in vllm_services",
-            service=service,
-        )
+        return None, [
+            Finding(
+                code="service.bad_value",
+                severity=ERROR,
+                seen=f"{key} {_seen(key, value, one)}",
+                expected=one.expected,
+                remedy=one.remedy or f"correct {key}: in vllm_services",
+                service=service,
+            )
+            for one in exc.each
+        ]
 
 
 def parse_service(raw: t.Any, position: int = 0) -> tuple[Service | None, list[Finding]]:
@@ -378,9 +285,8 @@ def parse_service(raw: t.Any, position: int = 0) -> tuple[Service | None, list[F
     for key, value in raw.items():
         if key not in _KEYS or value is None or (value == "" and key not in _NEVER_EMPTY):
             continue
-        values[key], finding = _convert(key, value, service)
-        if finding:
-            findings.append(finding)
+        values[key], found = _convert(key, value, service)
+        findings += found
     for key in _REQUIRED:
         if key not in values:
             seen = f"{key} is missing"
@@ -428,7 +334,7 @@ def secrets_of(raw: t.Mapping[str, t.Any]) -> dict[str, str]:
     declared = raw.get("secret_environment")
     # Whatever is wrong with it is a finding of the plan; a teardown goes on without.
     declared = declared if isinstance(declared, t.Mapping) else {}
-    secrets = {str(name): _environment_text(value) for name, value in declared.items() if value is not None}
+    secrets = {str(name): environment_text(value) for name, value in declared.items() if value is not None}
     if raw.get("api_key"):
         secrets[API_KEY_VARIABLE] = str(raw["api_key"])
     return secrets
@@ -439,8 +345,16 @@ def parse_setting(key: str, variable: str, value: t.Any) -> tuple[t.Any, list[Fi
     try:
         return _KEYS[key](value), []
     except Refused as exc:
-        seen = f"{variable} is {'a value that is hidden' if key in HIDDEN else repr(value)}"
-        return None, [Finding("plan.bad_setting", ERROR, seen, exc.expected, exc.remedy or f"correct {variable}")]
+        return None, [
+            Finding(
+                "plan.bad_setting",
+                ERROR,
+                f"{variable} {_seen(key, value, one)}",
+                one.expected,
+                one.remedy or f"correct {variable}",
+            )
+            for one in exc.each
+        ]
 
 
 def parse_services(raw: t.Any) -> tuple[list[Service], list[Finding]]:

@@ -14,12 +14,46 @@ import typing as t
 
 
 class Refused(Exception):
-    """A value that a key cannot take: what was expected, and how to put it right."""
+    """A value that a key cannot take: what was expected, and how to put it right.
 
-    def __init__(self, expected: str, remedy: str = "") -> None:
+    ``seen`` is for keys whose values are not shown: what follows the key's name, with names and types alone.
+    """
+
+    def __init__(self, expected: str, remedy: str = "", seen: str = "") -> None:
         super().__init__(expected)
         self.expected = expected
         self.remedy = remedy
+        self.seen = seen
+
+    @property
+    def each(self) -> tuple[Refused, ...]:
+        return (self,)
+
+
+class ManyRefused(Refused):
+    """All that is wrong with a value of several parts."""
+
+    def __init__(self, refusals: t.Sequence[Refused]) -> None:
+        super().__init__(refusals[0].expected)
+        self._refusals = tuple(refusals)
+
+    @property
+    def each(self) -> tuple[Refused, ...]:
+        return self._refusals
+
+
+def type_name(value: t.Any) -> str:
+    """The type of a value as people call it; the value itself may be a secret."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "a boolean"
+    names = {str: "a text", dict: "a mapping", list: "a list", tuple: "a list", int: "a number", float: "a number"}
+    return next((name for kind, name in names.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def refuse_all(refusals: t.Sequence[Refused]) -> None:
+    """Raise what was collected, if anything."""
+    if refusals:
+        raise refusals[0] if len(refusals) == 1 else ManyRefused(refusals)
 
 
 def nearest(word: str, known: t.Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 import unicodedata
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import API_KEY_VARIABLE
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_maps import API_KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary_artifacts import (
     artifact_headline,
     artifact_lines,

@@ -8,6 +8,7 @@ import typing as t
 
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _service_spec as spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils import _spec_maps
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 
 SECRET = "sk-hunter2-0123456789"
@@ -138,7 +139,7 @@ def test_an_empty_or_null_value_is_not_set(key: str) -> None:
             ("environment", {"A": value}, "one line of text for A")
             for value in ("a\nb", "a\0", "a\rb", None, [1], "\x1b[1m", "\ud800")
         ],
-        *[("environment", {name: "0"}, f"no {name} under environment") for name in spec.DEVICE_VARIABLES],
+        *[("environment", {name: "0"}, f"no {name} under environment") for name in _spec_maps.DEVICE_VARIABLES],
         ("environment", {"VLLM_API_KEY": "x"}, "no VLLM_API_KEY here"),
         ("secret_environment", {"VLLM_API_KEY": "x"}, "no VLLM_API_KEY here"),
         ("secret_environment", "A=1", "a mapping of environment variables"),
@@ -175,12 +176,12 @@ def test_an_empty_setting_of_a_probe_is_its_default() -> None:
 # -- flags
 
 
-@pytest.mark.parametrize("flag", sorted(spec.RESERVED_FLAGS))
+@pytest.mark.parametrize("flag", sorted(_spec_maps.RESERVED_FLAGS))
 @pytest.mark.parametrize("form", ["{}", "--{}", "no-{}", "--no-{}", "-{}"])
 def test_reserved_flags_in_every_spelling(flag: str, form: str) -> None:
     for name in sorted({form.format(flag), form.format(flag).replace("-", "_")}):
         finding = refused(args={name: "x"})
-        assert finding.remedy == f"set {spec.RESERVED_FLAGS[flag]}: on the service instead"
+        assert finding.remedy == f"set {_spec_maps.RESERVED_FLAGS[flag]}: on the service instead"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +308,50 @@ def test_findings_hide_secrets(keys: dict[str, t.Any]) -> None:
     assert SECRET not in as_text([refused(**keys)])
 
 
+@pytest.mark.parametrize(
+    ("keys", "seen"),
+    [
+        ({"args": ["max-num-seqs"]}, "args is a list"),
+        ({"args": "--max-num-seqs 4"}, "args is a text"),
+        ({"args": {"port": 9}}, "args has 'port'"),
+        ({"args": {"--api_key": SECRET}}, "args has 'api-key'"),
+        ({"args": {f"api-key={SECRET}": True}}, "args has a name that is no flag (number 1)"),
+        ({"args": {"dtype": None}}, "args has 'dtype' without a value"),
+        ({"args": {"enforce-eager": "true"}}, "args has 'enforce-eager' with the text 'true'"),
+        ({"args": {"x": 1, "--x": 2}}, "args has 'x' twice"),
+        ({"environment": [f"A={SECRET}"]}, "environment is a list"),
+        ({"environment": {f"A={SECRET}": ""}}, "environment has a name that is none of a variable (number 1)"),
+        ({"environment": {"A": [SECRET]}}, "environment has A, which is a list"),
+        ({"environment": {"A": f"{SECRET}\n"}}, "environment has A with a line break or a control character"),
+        ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "environment has CUDA_VISIBLE_DEVICES"),
+        ({"secret_environment": {"HF_TOKEN": None}}, "secret_environment has HF_TOKEN, which is null"),
+        ({"secret_environment": {"HF_TOKEN": "short"}}, "secret_environment has HF_TOKEN, which is too short"),
+        ({"api_key": [SECRET]}, "api_key is a list"),
+        ({"api_key": 1234567890}, "api_key is a number"),
+        ({"api_key": "short"}, "api_key is too short"),
+        ({"api_key": f"{SECRET}\n"}, "api_key is a value that is hidden"),
+        ({"api_key": ""}, "api_key is empty"),
+    ],
+    ids=str,
+)
+def test_what_was_seen_is_said_without_the_value(keys: dict[str, t.Any], seen: str) -> None:
+    assert refused(**keys).seen == seen
+
+
+def test_all_that_is_wrong_within_a_key_at_once() -> None:
+    wrong = {"tensor-parallel-size": 2, "max-num-seqs": 8, "api-key": SECRET, "dtype": None}
+    _service, findings = spec.parse_service(raw(args=wrong, secret_environment={"A": "short", "VLLM_API_KEY": SECRET}))
+    assert [finding.seen for finding in findings] == [
+        "args has 'tensor-parallel-size'",
+        "args has 'api-key'",
+        "args has 'dtype' without a value",
+        "secret_environment has A, which is too short",
+        "secret_environment has VLLM_API_KEY",
+    ]
+    assert {finding.code for finding in findings} == {"service.bad_value"}
+    assert SECRET not in as_text(findings)
+
+
 def test_a_service_knows_the_names_of_its_secrets_only() -> None:
     service = parsed(api_key=SECRET, secret_environment={"HF_TOKEN": SECRET, "A": SECRET})
     assert service.secret_names == ("A", "HF_TOKEN", "VLLM_API_KEY")
@@ -332,7 +377,7 @@ def test_fleet_wide_settings_obey_the_same_rules() -> None:
     assert spec.parse_setting("args", "vllm_default_args", {"max_num_seqs": 8}) == ({"max-num-seqs": 8}, [])
     value, findings = spec.parse_setting("args", "vllm_default_args", {"api-key": SECRET})
     assert value is None
-    assert (findings[0].code, findings[0].seen) == ("plan.bad_setting", "vllm_default_args is a value that is hidden")
+    assert (findings[0].code, findings[0].seen) == ("plan.bad_setting", "vllm_default_args has 'api-key'")
     assert SECRET not in as_text(findings)
     _value, findings = spec.parse_setting("path", "vllm_root", "~/x")
     assert (findings[0].seen, findings[0].remedy) == ("vllm_root is '~/x'", "correct vllm_root")
