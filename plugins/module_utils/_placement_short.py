@@ -40,6 +40,8 @@ INSTALL = (
 )
 # So many placements are tried at most for advice, fewer where one takes long.
 MOST_TRIES, FEW_TRIES, LARGE = 24, 8, 100_000
+# So many of them may ask the solver, and only in a fleet that it packs in a moment.
+SOLVED_TRIES, SMALL = 4, 2_000
 SHOWN = 3
 
 
@@ -72,6 +74,7 @@ class Shortfalls:
             state.take(by_name[item.service], [state.position[uuid] for uuid in item.cards])
         self.board.reserve(placement.assignments, wants)
         self.tries = FEW_TRIES if len(hosts) * len(wants) > LARGE else MOST_TRIES
+        self.solved = SOLVED_TRIES if len(hosts) * len(wants) <= SMALL and placement.search != "missing" else 0
 
     def findings(self, told: t.Collection[str] = ()) -> list[Finding]:
         """One for each service without a place, but for those of which it is told already why."""
@@ -213,9 +216,18 @@ class Shortfalls:
     def _helps(self, service: str, hosts: t.Sequence[Host], wants: t.Sequence[Want]) -> bool:
         """Whether this gives the service its place, and takes nobody else's."""
         self.tries -= 1
-        tried = place(hosts, wants, self.missing, lambda _states, _still, _known: None).unplaced
+        if self._places(service, place(hosts, wants, self.missing, lambda _states, _still, _known: None)):
+            return True
+        if self.solved <= 0:
+            return False
+        self.solved -= 1
+        return self._places(service, place(hosts, wants, self.missing))
+
+    def _places(self, service: str, tried: Placement) -> bool:
         before = self.placement.unplaced
-        return service not in tried and all(count <= before.get(name, 0) for name, count in tried.items())
+        return service not in tried.unplaced and all(
+            count <= before.get(name, 0) for name, count in tried.unplaced.items()
+        )
 
     def _with(self, changed: Want) -> list[Want]:
         return [changed if want.service == changed.service else want for want in self.wants]

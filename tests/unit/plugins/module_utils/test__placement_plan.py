@@ -240,6 +240,17 @@ def test_a_port_is_taken_on_the_address_that_it_is_taken_on(
     assert ("port 8000 is held by nginx" in only(placed).seen) if port is None else not placed.findings
 
 
+def test_advice_that_needs_another_packing_is_found() -> None:
+    """Without the link these sizes fit, but not in the order in which they are placed at first."""
+    sizes = {"a": 3, "b": 3, "c": 2, "d": 2, "e": 2}
+    services = [
+        service("linked", {"count": 4, "link": "nvlink"}),
+        *(service(name, size) for name, size in sizes.items()),
+    ]
+    placed = fleet(services, {name: facts(name, 8, link="sys") for name in ("a", "b")})
+    assert only(placed).remedy.startswith("link: any instead of nvlink for linked")
+
+
 def test_models_that_nobody_could_read_are_told() -> None:
     known = {"a": facts("a")}
     placed = fleet([service("x", 1)], known, unread="a: the connection was closed")
