@@ -394,7 +394,13 @@ def _over_committed(service: str, model: Model, demand: Demand, sizing: Sizing) 
 def _guessed(model: Model, demand: Demand, sizing: Sizing) -> bool:
     """A share of the card is what the user states; beside a cache of so many bytes the weights have to be known."""
     known = model.known or sizing.exact_weights
-    return bool(demand.kv_cache_memory_bytes and (demand.doubt or not known))
+    return bool(demand.kv_cache_memory_bytes and (_unfollowed(model, demand) or not known))
+
+
+def _unfollowed(model: Model, demand: Demand) -> str:
+    """The flags that the sum cannot follow; the method of a checkpoint that is quantised changes none of its bytes."""
+    named = demand.doubt.split(", ") if demand.doubt else []
+    return ", ".join(name for name in named if name != "quantization" or model.quantization is None)
 
 
 def _certain(demand: Demand, sizing: Sizing) -> int:
@@ -435,8 +441,9 @@ def _severity(model: Model, demand: Demand, sizing: Sizing) -> str:
 
 def _doubt(model: Model, demand: Demand, sizing: Sizing) -> str:
     """Why it may start all the same."""
-    if demand.doubt:
-        return f"; but {demand.doubt} may change that, and the sum does not follow it"
+    unfollowed = _unfollowed(model, demand)
+    if unfollowed:
+        return f"; but {unfollowed} may change that, and the sum does not follow it"
     if not model.known:
         return f"; but the cache of {model.model_type or 'such a model'} may be another than the sum has it"
     if sizing.short_bytes > sizing.margin_bytes:

@@ -314,6 +314,12 @@ def test_flags_that_the_sum_does_not_follow_refuse_nothing(flags):
     assert "error" not in [one.severity for one in found]
 
 
+def test_the_method_of_a_quantised_checkpoint_is_no_doubt():
+    for flags in ({}, {"quantization": "awq_marlin"}):
+        found = check("qwen2.5-vl-7b-awq", length=128000, memory=8 * GIB, **flags)[1]
+        assert [one.severity for one in found] == ["error"], flags
+
+
 def test_weights_in_the_memory_of_the_host():
     sizing, found = check("llama-3.1-70b", length=8192, cpu_offload_gb=100)
     assert sizing.fits
