@@ -390,6 +390,8 @@ def work(module: AnsibleModule) -> dict[str, object]:
     result = perform(Options(module.params, module.check_mode, module._diff))
     failed = failure(result.get("results") or [])
     if failed is not None:
+        for warning in result.pop("warnings", []):
+            module.warn(warning)
         module.fail_json(**{**result, **failed})
     return result
 

@@ -190,6 +190,13 @@ def test_one_fails(call, tmp_path):
     assert alone["msg"].startswith("acme/gone at ")
 
 
+def test_a_failure_has_its_warnings_as_a_module_warns(call, hub):
+    for answer in (call("acme/gone"), call("acme/gone", "acme/odd")):
+        assert answer["failed"]
+        assert "warnings" not in answer, "Ansible calls that deprecated, in the middle of what failed"
+    assert hub.said == ["a warning"]
+
+
 def test_what_nobody_was_told_of(call, tmp_path, hub):
     started = call("acme/tiny", phase="start")
     job = _job.Jobs().get(started["job"]["id"])
