@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer, nearest, number
 
 GPU_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-fA-F][0-9a-fA-F-]+(?:/\d+/\d+)?")
+WHOLE_UUIDS = "whole UUIDs as 'nvidia-smi -L' prints them"
 ANY, NVLINK, PCIE = "any", "nvlink", "pcie"
 LINKS = (ANY, NVLINK, PCIE)
 CAPABILITY = re.compile(r"[1-9]\d?(?:\.\d)?")
@@ -84,7 +85,9 @@ def same_wish(kept: t.Any, wish: Wish) -> bool:
 def parse_gpus(value: t.Any) -> int | tuple[int | str, ...] | GpuWish:
     if isinstance(value, dict):
         return _constraints(value)
-    wanted = "a list of nvidia-smi indices and UUIDs, such as [0, 1], a count such as 2, or a mapping with count:"
+    if isinstance(value, (list, tuple)):
+        _check_uuids(value)
+    wanted = f"a list of nvidia-smi indices such as [0, 1], {WHOLE_UUIDS}, a count such as 2, or a mapping with count:"
     try:
         if not isinstance(value, (list, tuple)):
             return integer(0, MOST_CARDS)(value)
@@ -96,6 +99,15 @@ def parse_gpus(value: t.Any) -> int | tuple[int | str, ...] | GpuWish:
     if len(set(chosen)) != len(chosen):
         raise Refused("each GPU once")
     return chosen
+
+
+def _check_uuids(values: t.Sequence[t.Any]) -> None:
+    """One that was cut off, as logs and documentation do, shall not be told to be what it looks like."""
+    for value in values:
+        if isinstance(value, str) and value.upper().startswith(("GPU-", "MIG-")) and not GPU_UUID.fullmatch(value):
+            raise Refused(
+                WHOLE_UUIDS, f"write the whole UUID instead of {value}; GPU- and MIG- are upper-case, and no dots"
+            )
 
 
 def _gpu(value: t.Any) -> int | str:

@@ -145,7 +145,7 @@ def check_unused_images(services: t.Sequence[Service]) -> list[Finding]:
             WARNING,
             f"image: {service.image} is set, but the services of this host do not run in containers",
             "vllm_image, or vllm_runtime: compose",
-            "set vllm_image for the host, or delete image: from the service",
+            "set vllm_runtime: compose (or auto, with vllm_image), or delete image: from the service",
             service.name,
         )
         for service in services

@@ -159,6 +159,6 @@ def check_broken(cards: t.Sequence[Card], service: str) -> list[Finding]:
 
 
 def cpu_beside_gpus(service: str) -> Finding:
-    remedy = "give the service a GPU, or put it on a host with vllm_device: cpu"
-    seen = "gpus is 0 on a host with GPUs"
-    return Finding("plan.cpu_beside_gpus", ERROR, seen, "one engine per host", remedy, service)
+    remedy = "for the card with index 0 write gpus: [0]; to run on the CPU put it on a host with vllm_device: cpu"
+    expected = "1 or more: a number is a count, and a host has one engine"
+    return Finding("plan.cpu_beside_gpus", ERROR, "gpus is 0 on a host with GPUs", expected, remedy, service)

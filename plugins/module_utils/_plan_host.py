@@ -21,26 +21,19 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import
 def choose_device(services: t.Sequence[Service], settings: Settings, facts: Facts) -> tuple[str, list[Finding]]:
     """``cuda`` where the host has GPUs, ``cpu`` where it has none and the inventory allows it."""
     cards = facts.get("gpus") or []
-    reason = str(facts.get("gpu_reason") or "no NVIDIA GPU was found")
+    reason = str(facts.get("gpu_reason") or "no NVIDIA GPU was found").rstrip(".")
     if settings.device == "cuda" or (settings.device == "auto" and cards):
         if cards:
             return "cuda", []
-        return "cuda", [_no_gpu(reason)]
+        return "cuda", [_no_gpu(reason, facts)]
     wanting = [service for service in services if service.gpus not in (None, 0)]
     if settings.device == "cpu":
         reason = "vllm_device is cpu" if cards else reason
         return "cpu", [_gpus_on_cpu(service.name) for service in wanting] + _check_cpu(settings, facts, reason)
     if wanting:
-        return "cuda", [
-            Finding(
-                "plan.no_gpu", ERROR, f"{reason}, but the service asks for GPUs", "the GPUs that gpus: names",
-                "put it on a host with GPUs, or delete gpus: and set vllm_allow_cpu: true to run it on the CPU",
-                service.name,
-            )
-            for service in wanting
-        ]  # fmt: skip
+        return "cuda", [_no_gpu(f"{reason}, but the service asks for GPUs", facts, service.name) for service in wanting]
     if not settings.allow_cpu:
-        return "cuda", [_no_gpu(reason)]
+        return "cuda", [_no_gpu(reason, facts)]
     return "cpu", _check_cpu(settings, facts, reason)
 
 
@@ -55,9 +48,24 @@ def _gpus_on_cpu(service: str) -> Finding:
     )
 
 
-def _no_gpu(reason: str) -> Finding:
+def _no_gpu(seen: str, facts: Facts, service: str = "") -> Finding:
+    broken = _repair(facts)
+    if service:
+        remedy = "put it on a host with GPUs, or delete gpus: and set vllm_allow_cpu: true to run it on the CPU"
+        return Finding("plan.no_gpu", ERROR, seen, "the GPUs that gpus: names", broken or remedy, service)
     remedy = "install the NVIDIA driver (nvidia-smi must list the cards), or set vllm_allow_cpu: true to run on the CPU"
-    return Finding("plan.no_gpu", ERROR, reason, "at least one NVIDIA GPU", remedy)
+    return Finding("plan.no_gpu", ERROR, seen, "at least one NVIDIA GPU", broken or remedy)
+
+
+def _repair(facts: Facts) -> str:
+    """What to do where a driver or a card is there and does not work; empty where the host has none."""
+    nvidia = facts.get("nvidia")
+    nvidia = nvidia if isinstance(nvidia, t.Mapping) else {}
+    if nvidia.get("reason_code") in (None, "", "nvidia.no_gpu"):
+        return ""
+    remedy = nvidia.get("remedy")
+    how = remedy if isinstance(remedy, str) and remedy else "'nvidia-smi' on the host as root and 'dmesg' say more"
+    return f"repair the driver: {how}"
 
 
 def _check_cpu(settings: Settings, facts: Facts, reason: str) -> list[Finding]:
@@ -76,7 +84,7 @@ def _check_cpu(settings: Settings, facts: Facts, reason: str) -> list[Finding]:
             )
         ]
     allowed = "vllm_device: cpu" if settings.device == "cpu" else "vllm_allow_cpu: true"
-    seen = f"the CPU engine is used: {reason.rstrip('.')}"
+    seen = f"the CPU engine is used: {reason}"
     return [
         Finding(
             "plan.cpu_engine",
@@ -105,7 +113,13 @@ def choose_runtime(settings: Settings, facts: Facts) -> tuple[str, list[Finding]
                 "set vllm_runtime: supervisor (or auto)",
             )
         ]  # fmt: skip
-    return settings.runtime, []
+    return settings.runtime, _unused_image(settings) if settings.image and settings.runtime != COMPOSE else []
+
+
+def _unused_image(settings: Settings) -> list[Finding]:
+    seen = f"vllm_image is {settings.image}, and vllm_runtime is {settings.runtime}, which runs no containers"
+    remedy = "delete vllm_runtime (or set it to compose), or set vllm_image: '' for this host"
+    return [Finding("plan.image_unused", WARNING, seen, "services that run in the image", remedy)]
 
 
 def plan_image_engine(device: str, settings: Settings) -> tuple[dict[str, t.Any], list[Finding]]:

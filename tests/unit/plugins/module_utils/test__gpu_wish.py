@@ -73,6 +73,17 @@ def test_constraints_that_are_none(value: dict[t.Any, t.Any], expected: str, rem
     assert cure == (remedy or cure)
 
 
+@pytest.mark.parametrize("pasted", ["GPU-5c2d...", "MIG-9f3e...", "gpu-a0000009-0000-4000-8000-000000000001", "GPU-"])
+def test_a_uuid_that_is_not_whole(pasted: str) -> None:
+    code, expected, remedy = refused(gpus=[0, pasted])
+    assert (code, expected) == ("service.bad_value", "whole UUIDs as 'nvidia-smi -L' prints them")
+    assert remedy == f"write the whole UUID instead of {pasted}; GPU- and MIG- are upper-case, and no dots"
+
+
+def test_anything_else_is_told_of_uuids_too() -> None:
+    assert "whole UUIDs as 'nvidia-smi -L' prints them" in refused(gpus=["first"])[1]
+
+
 def test_an_empty_mapping_asks_for_nothing() -> None:
     assert refused(gpus={})[2] == "write gpus: {count: 1}, or leave gpus: out"
 

@@ -188,6 +188,14 @@ def test_gpus_that_cannot_be_given(wanted: dict[str, t.Any], code: str, blamed: 
     assert indices(planned)[blamed] == []
 
 
+@pytest.mark.parametrize("zero", [0, "0"])
+def test_a_count_of_none_may_have_been_meant_as_an_index(zero: t.Any) -> None:
+    finding = only(plan(service(gpus=zero)))
+    assert finding["code"] == "plan.cpu_beside_gpus"
+    assert "a number is a count" in finding["expected"]
+    assert "for the card with index 0 write gpus: [0]" in finding["remedy"]
+
+
 def test_a_card_that_is_partitioned_is_not_given() -> None:
     cards = recorded("a100-mig-535")
     named = only(plan(service(gpus=[0]), on=facts(cards)))

@@ -226,6 +226,24 @@ def test_the_version_that_a_tag_tells(image: str, version: str) -> None:
     assert image_version(image) == version
 
 
+@pytest.mark.parametrize("runtime", ["supervisor", "systemd"])
+def test_an_image_of_the_fleet_is_not_ignored_in_silence(runtime: str) -> None:
+    planned = plan([SEED[1]], image=IMAGE, runtime=runtime, engine_versions={"cuda": "0.33.0"})
+    (finding,) = planned["findings"]
+    assert (finding["code"], finding["severity"], finding["service"]) == ("plan.image_unused", "warning", "")
+    assert finding["seen"] == f"vllm_image is {IMAGE}, and vllm_runtime is {runtime}, which runs no containers"
+    assert finding["remedy"] == "delete vllm_runtime (or set it to compose), or set vllm_image: '' for this host"
+
+
+def test_nor_is_one_of_a_service() -> None:
+    planned = plan([{**SEED[1], "image": IMAGE}], image=IMAGE, runtime="supervisor", engine_versions={"cuda": "0.33.0"})
+    assert sorted((finding["code"], finding["service"]) for finding in planned["findings"]) == [
+        ("plan.image_unused", ""),
+        ("plan.image_unused", SEED[1]["name"]),
+    ]
+    assert "vllm_runtime: compose" in planned["findings"][1]["remedy"]
+
+
 def test_an_image_alone_on_a_service_needs_compose_to_be_chosen() -> None:
     """Without ``vllm_image`` the runtime is the bare one, where an image means nothing."""
     planned = plan([{**SEED[1], "image": IMAGE}], image="", engine_versions={"cuda": "0.33.0"})

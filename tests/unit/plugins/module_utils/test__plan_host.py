@@ -50,6 +50,35 @@ def test_what_is_said_about_the_device() -> None:
     assert old["seen"] == "the CPU (Xeon X5650) has no AVX2"
 
 
+BROKEN = {
+    "gpu_reason": "nvidia-smi -L gave no answer within 30 s and was killed.",
+    "nvidia": {"reason_code": "nvidia.hung", "remedy": "read 'dmesg', drain and reboot the host"},
+}
+
+
+@pytest.mark.parametrize(("gpus", "about"), [(1, "chat"), (None, "")])
+def test_a_driver_that_is_broken_is_to_be_repaired_and_not_gone_without(gpus: t.Any, about: str) -> None:
+    """Nobody shall move a model to the CPU, because nvidia-smi hangs."""
+    finding = only(plan(service(gpus=gpus), on=without_gpus(**BROKEN)))
+    assert (finding["code"], finding["service"]) == ("plan.no_gpu", about)
+    assert "was killed." not in finding["seen"]
+    assert finding["seen"].startswith("nvidia-smi -L gave no answer within 30 s and was killed")
+    assert finding["remedy"] == "repair the driver: read 'dmesg', drain and reboot the host"
+    assert "vllm_allow_cpu" not in finding["remedy"]
+
+
+def test_a_broken_driver_that_says_no_remedy() -> None:
+    found = plan(service(gpus=1), on=without_gpus(nvidia={"reason_code": "nvidia.smi_failed", "remedy": 7}))
+    assert only(found)["remedy"].startswith("repair the driver: 'nvidia-smi' on the host")
+
+
+@pytest.mark.parametrize("nvidia", [None, {}, "text", {"reason_code": None}, {"reason_code": "nvidia.no_gpu"}])
+def test_a_host_without_gpus_may_run_on_the_cpu(nvidia: t.Any) -> None:
+    finding = only(plan(service(gpus=1), on=without_gpus(nvidia=nvidia, gpu_reason="no GPU is there.")))
+    assert finding["seen"] == "no GPU is there, but the service asks for GPUs"
+    assert "vllm_allow_cpu: true" in finding["remedy"]
+
+
 def test_no_gpu_is_said_once() -> None:
     assert codes(plan(service("a"), service("b", port=8001), on=without_gpus())) == [("plan.no_gpu", "")]
 

@@ -19,11 +19,11 @@ from plan_case import SECRET, only, plan, service
         ({"root": "~/vllm"}, "vllm_root is '~/vllm'"),
         ({"model_root": "models"}, "vllm_model_root is 'models'"),
         ({"bind_address": "[::1]"}, "vllm_bind_address is '[::1]'"),
-        ({"default_args": {"max-model-len": 1}}, "vllm_default_args is a value that is hidden"),
-        ({"default_args": {"api-key": SECRET}}, "vllm_default_args is a value that is hidden"),
-        ({"cpu_args": {"port": 1}}, "vllm_cpu_args is a value that is hidden"),
-        ({"default_environment": {"VLLM_API_KEY": SECRET}}, "vllm_default_environment is a value that is hidden"),
-        ({"cpu_environment": {"A": "1\n2"}}, "vllm_cpu_environment is a value that is hidden"),
+        ({"default_args": {"max-model-len": 1}}, "vllm_default_args has 'max-model-len'"),
+        ({"default_args": {"api-key": SECRET}}, "vllm_default_args has 'api-key'"),
+        ({"cpu_args": {"port": 1}}, "vllm_cpu_args has 'port'"),
+        ({"default_environment": {"VLLM_API_KEY": SECRET}}, "vllm_default_environment has VLLM_API_KEY"),
+        ({"cpu_environment": {"A": "1\n2"}}, "vllm_cpu_environment has A with a line break or a control character"),
     ],
 )
 def test_bad_settings(settings: dict[str, t.Any], seen: str) -> None:

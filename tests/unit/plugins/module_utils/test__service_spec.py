@@ -12,7 +12,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import _spec_maps
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 
 SECRET = "sk-hunter2-0123456789"
-BAD_GPUS = ("0,1", "all", True, -1, 257, 1.5, [], [True], [-1], ["GPU-"], [256], [None])
+BAD_GPUS = ("0,1", "all", True, -1, 257, 1.5, [], [True], [-1], ["GPU-"], ["GPU-5c2d..."], [256], [None])
 UUID = "GPU-a0000009-0000-4000-8000-000000000001"
 
 
