@@ -71,14 +71,13 @@ class ActionModule(ActionBase):
     @staticmethod
     def _write(path: str, data: dict[str, t.Any], result: dict[str, t.Any]) -> None:
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             # A command line may hold a secret by mistake.
             write_file(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o600)
         except OSError as exc:
             error = FleetError(
                 "plan.not_written",
                 f"the plan could not be written to {path}: {exc.strerror}",
-                "a file that the controller's user may write",
-                "set vllm_plan_path to another, or leave it empty",
+                "a file that the controller's user may write, in a directory that is there",
+                f"mkdir -p {os.path.dirname(path)}, set vllm_plan_path to another file, or leave it empty",
             )
             result.update(failed=True, msg=str(error), **error.as_result())

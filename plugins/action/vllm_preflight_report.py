@@ -95,14 +95,13 @@ def _nothing_to_say(found: dict[str, t.Any]) -> bool:
 def _written(wanted: str, document: dict[str, t.Any]) -> dict[str, t.Any]:
     path = os.path.abspath(wanted)
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         write_file(path, json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
     except OSError as exc:
         error = FleetError(
             "preflight.not_written",
             f"the report could not be written to {path}: {exc.strerror}",
-            "a file that the controller's user may write",
-            "set vllm_preflight_path to another, or leave it empty",
+            "a file that the controller's user may write, in a directory that is there",
+            f"mkdir -p {os.path.dirname(path)}, set vllm_preflight_path to another file, or leave it empty",
         )
         return {"failed": True, "msg": str(error), **error.as_result()}
     return {}

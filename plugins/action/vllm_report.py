@@ -57,14 +57,13 @@ class ActionModule(ActionBase):
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             data = document(options["title"], hosts, finished, options["notes"])
             try:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
                 write_file(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
             except OSError as exc:
                 error = FleetError(
                     "report.not_written",
                     f"the report could not be written to {path}: {exc.strerror}",
-                    "a file that the controller's user may write",
-                    "set vllm_report_path to another, or leave it empty",
+                    "a file that the controller's user may write, in a directory that is there",
+                    f"mkdir -p {os.path.dirname(path)}, set vllm_report_path to another file, or leave it empty",
                 )
                 result.update(failed=True, msg=str(error), **error.as_result())
         return result

@@ -83,7 +83,8 @@ options:
     default: false
   path:
     description:
-      - A file on the controller that the report is written to, as JSON. Empty writes none.
+      - A file on the controller that the report is written to, as JSON, in a directory that is there. Empty
+        writes none.
     type: path
     default: ""
 seealso:

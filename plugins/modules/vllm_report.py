@@ -68,7 +68,8 @@ options:
     default: auto
   path:
     description:
-      - A file on the controller that the report is written to, as JSON. Empty writes none.
+      - A file on the controller that the report is written to, as JSON, in a directory that is there. Empty
+        writes none.
     type: path
     default: ""
 """

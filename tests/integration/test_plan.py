@@ -23,7 +23,7 @@ def planned(
     box: Box, services: t.Any, *arguments: str, rc: int = 0, **variables: t.Any
 ) -> tuple[str, dict[str, t.Any]]:
     """What the playbook printed, and the JSON that it wrote of the one host."""
-    path = box.directory / "out/plan.json"
+    path = box.directory / "plan.json"
     run = box.play("plan", services, *arguments, vllm_plan_path=str(path), **variables)
     assert run.rc == rc, run.output
     assert run.changed == 0, run.output

@@ -91,7 +91,7 @@ def test_a_host_that_was_lost_on_the_way(screen: Screen) -> None:
 
 
 def test_the_file_has_the_whole_plan_and_no_value_of_an_environment(screen: Screen, tmp_path: Path) -> None:
-    path = tmp_path / "new/plan.json"
+    path = tmp_path / "plan.json"
     made, view = planned()
     run(hosts={"gpu-01": view, "gpu-02": {}}, plans={"gpu-01": made, "gpu-02": {}}, path=str(path))
     text = path.read_text(encoding="utf-8")
@@ -107,10 +107,12 @@ def test_the_file_has_the_whole_plan_and_no_value_of_an_environment(screen: Scre
 
 def test_a_file_that_can_not_be_written(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    result = run(hosts={}, path=str(tmp_path / "taken/plan.json"))
-    assert result["failed"]
-    assert result["code"] == "plan.not_written"
-    assert "set vllm_plan_path" in result["msg"]
+    for directory in ("taken", "nothing/there"):
+        result = run(hosts={}, path=str(tmp_path / directory / "plan.json"))
+        assert result["failed"]
+        assert result["code"] == "plan.not_written"
+        assert f"mkdir -p {tmp_path}/{directory}, set vllm_plan_path to another file" in result["msg"]
+    assert not (tmp_path / "nothing").exists(), "check mode makes none either"
     assert screen.text, "it is shown all the same"
 
 

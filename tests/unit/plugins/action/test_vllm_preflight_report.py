@@ -132,7 +132,7 @@ def test_warnings_fail_where_they_are_to(screen: Screen) -> None:
 
 
 def test_the_file(screen: Screen, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "preflight.json"
+    path = tmp_path / "preflight.json"
     for _again in range(2):
         run(title="Now", hosts={"gpu-01": outcome(ERROR)}, path=str(path))
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -153,9 +153,11 @@ def test_the_width_of_the_terminal(columns: int, expected: int) -> None:
 
 def test_a_file_that_cannot_be_written(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = run(hosts={"gpu-01": outcome()}, path=str(tmp_path / "file" / "preflight.json"))
-    assert (result["failed"], result["code"]) == (True, "preflight.not_written")
-    assert "set vllm_preflight_path to another" in result["msg"]
+    for directory in ("file", "nothing/there"):
+        result = run(hosts={"gpu-01": outcome()}, path=str(tmp_path / directory / "preflight.json"))
+        assert (result["failed"], result["code"]) == (True, "preflight.not_written")
+        assert f"mkdir -p {tmp_path}/{directory}, set vllm_preflight_path to another file" in result["msg"]
+    assert not (tmp_path / "nothing").exists(), "check mode makes none either"
     assert "Preflight: 1 host" in screen.text, "the table is shown all the same"
 
 

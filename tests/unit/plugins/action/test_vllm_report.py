@@ -100,7 +100,7 @@ def test_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch, screen: Scre
 
 
 def test_the_file(screen: Screen, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "report.json"
+    path = tmp_path / "report.json"
     for _again in range(2):
         assert run(title="Deployed", hosts={"gpu-01": GOOD}, notes=["a"], path=str(path))["ok"]
         text = path.read_text(encoding="utf-8")
@@ -123,9 +123,11 @@ def test_the_file(screen: Screen, tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = run(hosts={"gpu-01": GOOD}, path=str(tmp_path / "file" / "report.json"))
-    assert (result["failed"], result["code"]) == (True, "report.not_written")
-    assert "Remedy: set vllm_report_path to another" in result["msg"]
+    for directory in ("file", "nothing/there"):
+        result = run(hosts={"gpu-01": GOOD}, path=str(tmp_path / directory / "report.json"))
+        assert (result["failed"], result["code"]) == (True, "report.not_written")
+        assert f"Remedy: mkdir -p {tmp_path}/{directory}, set vllm_report_path to another file" in result["msg"]
+    assert not (tmp_path / "nothing").exists(), "check mode makes none either"
     assert "FAILED" not in screen.text, "the summary is shown all the same"
 
 
