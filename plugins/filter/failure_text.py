@@ -11,6 +11,7 @@ version_added: 0.1.0
 author: gpufleet.vllm contributors (@gpufleet)
 description:
   - Returns the message of a failed task result. For a loop these are the messages of the items that failed.
+  - Where a module gave no answer, it is the last line that it wrote, which names the cause.
   - Where Ansible refused the variables of a role because one of them is text, it says how to write a list or a mapping.
 positional: _input
 options:
@@ -40,12 +41,32 @@ AS_JSON = (
     "Remedy: on the command line write lists and mappings as JSON (-e '{\"NAME\": [...]}'); -e NAME=VALUE is text."
 )
 
+# What ansible-core says where a module ended without an answer; the second has the cause in it.
+NO_ANSWER = re.compile(r"Module result deserialization failed|The module interpreter .* was not found", re.DOTALL)
+SSH_ENDED = re.compile(r"(Shared c|C)onnection to \S+ closed\.")
+LONGEST = 300
+INTERPRETER = (
+    "Expected: an answer of the module. "
+    "Remedy: where it is the host's Python, set ansible_python_interpreter to one that works there."
+)
+
 
 def failure_text(result: t.Mapping[str, t.Any]) -> str:
     items = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
-    messages = [failure_text(item) for item in items] or [str(result.get("msg") or "the task failed without a message")]
+    messages = [failure_text(item) for item in items] or [_message(result)]
     text = "\n".join(dict.fromkeys(messages))
     return f"{text}\n{AS_JSON}" if "argument_errors" in result and TEXT.search(text) else text
+
+
+def _message(result: t.Mapping[str, t.Any]) -> str:
+    message = str(result.get("msg") or "the task failed without a message")
+    if "module_stderr" not in result or not NO_ANSWER.match(message):
+        return message
+    said = [line.strip() for line in str(result["module_stderr"] or "").splitlines()]
+    said = [line for line in said if line and not SSH_ENDED.fullmatch(line)]
+    if said and not message.startswith("The module interpreter"):
+        message = f"the module gave no answer, but: {said[-1][:LONGEST]}"
+    return f"{message.rstrip('.')}. {INTERPRETER}"
 
 
 class FilterModule:

@@ -42,5 +42,33 @@ def test_text_where_ansible_wants_a_list(value: t.Any, told: bool) -> None:
     assert ("Remedy: on the command line write lists and mappings as JSON" in text) == told
 
 
+NO_JSON = "Module result deserialization failed: No start of json char found"
+
+
+@pytest.mark.parametrize(
+    ("message", "said", "text"),
+    [
+        (NO_JSON, "Could not find x\nModuleNotFoundError: No module named 'encodings'\n",
+         "the module gave no answer, but: ModuleNotFoundError: No module named 'encodings'"),
+        (NO_JSON, "Killed\r\nShared connection to 10.0.0.1 closed.\r\n", "the module gave no answer, but: Killed"),
+        (NO_JSON, "", NO_JSON),
+        (NO_JSON, None, NO_JSON),
+        (NO_JSON, "x" * 900, "the module gave no answer, but: " + "x" * 300),
+        ("The module interpreter '/opt/py' was not found.", "/bin/sh: 1: /opt/py: not found",
+         "The module interpreter '/opt/py' was not found"),
+    ],
+)  # fmt: skip
+def test_a_module_that_did_not_answer(message: str, said: t.Any, text: str) -> None:
+    """Ansible's message names no cause then; the host did, in the last line that it wrote."""
+    result = {"failed": True, "msg": message, "module_stderr": said, "module_stdout": "", "rc": 1}
+    told = failure_text(result)
+    assert told.startswith(f"{text}. Expected: an answer of the module. Remedy: ")
+    assert "set ansible_python_interpreter" in told
+
+
+def test_a_module_that_answered_before_it_ended_badly_is_told_as_it_told() -> None:
+    assert failure_text({"failed": True, "msg": "no space", "module_stderr": "x", "rc": 1}) == "no space"
+
+
 def test_it_is_a_filter() -> None:
     assert FilterModule().filters() == {"failure_text": failure_text}
