@@ -79,7 +79,8 @@ KNOWN = (
         r"unresolvable CDI devices|CDI device injection failed",
         "docker.cdi_stale",
         "a CDI specification that names the GPUs of this host",
-        "nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml, or set vllm_container_gpu_driver: nvidia",
+        "systemctl restart nvidia-cdi-refresh (where there is no such unit: nvidia-ctk cdi generate "
+        "--output=/etc/cdi/nvidia.yaml), or set vllm_container_gpu_driver: nvidia",
     ),
     _known(
         r"driver/library version mismatch",

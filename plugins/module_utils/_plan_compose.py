@@ -93,7 +93,11 @@ def _check_toolkit(container: t.Mapping[str, t.Any], gpu_driver: str) -> list[Fi
 
 
 def _check_cdi(cdi: t.Mapping[str, t.Any], facts: Facts) -> list[Finding]:
-    generate = "nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml"
+    # What is below /run is gone after a reboot, unless the toolkit's own service (from 1.18 on) makes it again.
+    generate = (
+        "systemctl restart nvidia-cdi-refresh; where there is no such unit: "
+        "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+    )
     if cdi.get("enabled_in_docker") is False:
         remedy = f'{PREREQUISITES}, or add "features": {{"cdi": true}} to /etc/docker/daemon.json'
         return [
