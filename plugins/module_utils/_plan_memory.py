@@ -17,6 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import WAR
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_pins import Pin
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import AUTO, GpuWish
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import gpus_of_flags
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_hub import check_answer, with_deployed
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import model_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import assess, demand_of, propose
@@ -33,7 +34,7 @@ def models_of(facts: t.Mapping[str, t.Any]) -> Models:
     models = facts.get("models")
     if not isinstance(models, t.Mapping):
         return {}
-    return {name: entry for name, entry in models.items() if isinstance(entry, t.Mapping)}
+    return with_deployed({name: entry for name, entry in models.items() if isinstance(entry, t.Mapping)}, facts)
 
 
 def known_models(services: t.Sequence[Service], models: Models) -> dict[str, dict[str, t.Any]]:
@@ -99,6 +100,9 @@ def reckon(
 ) -> tuple[dict[str, t.Any] | None, list[Finding]]:
     """The sum of a service's memory on its cards as plain data, and what is wrong with it."""
     entry = model_entry(service, models)
+    answer = check_answer(service.name, entry)
+    if answer is not None:
+        return None, [answer]
     if not cards or entry is None:
         return None, []
     sizing, findings = assess(

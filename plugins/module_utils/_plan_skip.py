@@ -34,6 +34,8 @@ SKIPPABLE = frozenset(
         "plan.image_unused",
         "plan.memory_short",
         "plan.memory_tight",
+        "plan.model_not_found",
+        "plan.model_refused",
         "plan.model_unknown",
         "plan.no_api_key",
         "plan.selinux",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, INFO, WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_hub import remedy_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import (
     ENCODER_PEAK,
     GIB,
@@ -310,7 +311,8 @@ def _fixed_cache(demand: Demand) -> bool:
 
 def _unknown(service: str, exc: FleetError | None) -> Finding:
     seen = exc.seen if exc is not None else "the model's config.json was not read"
-    remedy = exc.remedy if exc is not None and exc.remedy else "let the host reach the hub, or fetch the model first"
+    remedy = remedy_of(exc.code, exc.remedy, service) if exc is not None else ""
+    remedy = remedy or "let the host reach the hub, or fetch the model first"
     expected = "a config.json and safetensors headers, so that the memory can be reckoned"
     return Finding("plan.model_unknown", INFO, seen, expected, remedy, service)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -352,9 +353,29 @@ def test_wrong_answers_fail(box: Box, faults: dict[str, object], words: str) -> 
 def test_unknown_model_or_revision(box: Box, service: dict[str, str], words: str) -> None:
     run = box.deploy([box.service("chat", **service)])
     assert run.rc == 2
+    assert "error plan.model_not_found (chat): " in run.output
     assert words in run.output
-    assert "Remedy" in run.output
+    assert "correct " in run.output
     assert not (box.root / "services").exists()
+    assert not (box.root / "models").exists(), "it stopped before the fetch"
+    # Where the operator knows better, the fetch says it again.
+    forced = box.deploy([box.service("chat", **service)], vllm_preflight_skip=["plan.model_not_found"])
+    assert forced.rc == 2
+    assert words in forced.output
+    assert "Remedy" in forced.output
+
+
+def test_a_model_that_the_hub_lost_is_held_against_no_host_that_has_it(box: Box, hub: Hub, tmp_path: Path) -> None:
+    service = box.service("chat")
+    deployed = box.deploy([service])
+    assert deployed.rc == 0, deployed.output
+    shutil.rmtree(tmp_path / "hub" / "models" / MODEL)
+    looked = box.play("preflight", [service])
+    assert looked.rc == 0, looked.output
+    assert "plan.model" not in looked.output
+    elsewhere = box.play("preflight", [service, box.service("other", revision="v1", path=str(tmp_path / "other"))])
+    assert elsewhere.rc == 2
+    assert "error plan.model_not_found (other): " in elsewhere.output
 
 
 def test_hub_unreachable(box: Box, hub: Hub) -> None:

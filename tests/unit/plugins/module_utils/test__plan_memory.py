@@ -9,7 +9,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from plan_case import codes, facts, indices, only, plan, service
+from plan_case import codes, facts, indices, only, plan, service, without_gpus
 
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 GIB = 1024**3
@@ -18,6 +18,12 @@ GIB = 1024**3
 def entry(config: str, total: int) -> dict[str, t.Any]:
     """One model as vllm_model_info returns it, of which the headers were not read."""
     return {"config": json.loads((CONFIGS / f"{config}.json").read_text()), "bytes_total": total, "error": None}
+
+
+def refusal(code: str, source: str | None = None) -> dict[str, t.Any]:
+    """A model that the hub refused, as vllm_model_info has it."""
+    error = {"code": code, "seen": f"https://hub refused it: {code}.", "expected": "another", "remedy": "Correct it"}
+    return {"commit": None, "source": source, "config": None, "error": error}
 
 
 MODELS = {
@@ -87,7 +93,8 @@ def test_a_number_of_gpus_that_follows_from_nothing_is_told() -> None:
     finding = only(plan(service("gone"), on=facts(models=MODELS)))
     assert (finding["code"], finding["severity"]) == ("plan.model_unknown", "warning")
     assert finding["seen"] == "one GPU is taken, since gpus: is not set and the model's size is not known: no answer"
-    assert finding["remedy"] == "set gpus: of gone; or x"
+    assert finding["remedy"].startswith("set gpus: of gone; or let the host reach the hub")
+    assert "vllm_hub_endpoint" in finding["remedy"], "the operator's variable, and not the module's option"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,89 @@ def test_nor_one_that_the_service_has_already() -> None:
     first = plan(service("gone"), on=facts(models=MODELS))
     again = plan(service("gone"), on=facts(models=MODELS, record={"services": applied(first)}))
     assert only(again)["severity"] == "info"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("hub.not_found", "plan.model_not_found"),
+        ("hub.unknown_revision", "plan.model_not_found"),
+        ("hub.no_access", "plan.model_refused"),
+    ],
+)
+@pytest.mark.parametrize("keys", [{"gpus": 1}, {}])
+@pytest.mark.parametrize("source", [None, "hub"])
+def test_a_model_that_the_hub_does_not_have(code: str, expected: str, keys: dict[str, t.Any], source: str) -> None:
+    """The fetch would end with the same, however the number of GPUs is said."""
+    finding = only(plan(service("small", **keys), on=facts(models={"acme/small@master": refusal(code, source)})))
+    assert (finding["code"], finding["severity"], finding["service"]) == (expected, "error", "small")
+    assert (finding["seen"], finding["expected"]) == (f"https://hub refused it: {code}", "another")
+    assert finding["remedy"] != "Correct it"
+
+
+def test_what_to_do_about_it_is_said_in_variables_of_the_operator() -> None:
+    remedies = {}
+    for code in ("hub.not_found", "hub.unknown_revision", "hub.no_access"):
+        planned = plan(service("small"), on=facts(models={"acme/small@master": refusal(code)}))
+        remedies[code] = only(planned)["remedy"]
+    assert remedies["hub.not_found"].startswith("correct model: and revision: of small, or vllm_hub_endpoint")
+    assert remedies["hub.unknown_revision"] == "correct revision: of small"
+    assert remedies["hub.no_access"].startswith("set vllm_hub_token")
+
+
+def test_nor_is_it_there_for_a_service_on_the_cpu() -> None:
+    models = {"acme/small@master": refusal("hub.not_found")}
+    planned = plan(service("small"), on=without_gpus(models=models), allow_cpu=True)
+    assert ("plan.model_not_found", "small") in codes(planned)
+
+
+@pytest.mark.parametrize("code", ["hub.unreachable", "hub.unavailable", "hub.busy", "hub.tls", "hub.odd_answer"])
+def test_a_hub_that_gives_no_definite_answer_is_held_against_none(code: str) -> None:
+    finding = only(plan(service("small", gpus=1), on=facts(models={"acme/small@master": refusal(code)})))
+    assert (finding["code"], finding["severity"]) == ("plan.model_unknown", "info")
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"deployed": {"artifacts": [{"model": "acme/small", "revision": "master", "path": "/data/models/small"}]}},
+        {"deployed": {"services": {"old": {"model": "acme/small", "revision": "master"}}}},
+        {"record": {"services": {"old": {"model": "acme/small", "revision": "master"}}}},
+    ],
+)
+def test_what_the_host_was_deployed_with_goes_on_whatever_a_hub_says(there: dict[str, t.Any]) -> None:
+    """Of the fleet's models another host asks, and it does not have what this one has."""
+    models = {"acme/small@master": refusal("hub.not_found")}
+    planned = plan(service("small", gpus=1), on=facts(models=models, **there))
+    assert [(one["code"], one["severity"]) for one in planned["findings"]] == [("plan.model_unknown", "info")]
+    other = plan(service("small", gpus=1, revision="v2"), on=facts(models={"acme/small@v2": refusal("hub.not_found")}))
+    assert codes(other) == [("plan.model_not_found", "small")]
+
+
+def test_a_model_that_is_complete_on_the_host_was_asked_of_nobody() -> None:
+    complete = {**entry("qwen3-8b", 16 * GIB), "source": "artifact"}
+    assert plan(service("small", gpus=1), on=facts(models={"acme/small@master": complete}))["findings"] == []
+
+
+@pytest.mark.parametrize("deployed", [None, 7, "text", {"artifacts": 7, "services": []}, {"artifacts": [7, None, {}]}])
+def test_whatever_a_host_says_of_its_deploys(deployed: t.Any) -> None:
+    models = {"acme/small@master": refusal("hub.not_found")}
+    assert codes(plan(service("small"), on=facts(models=models, deployed=deployed))) == [
+        ("plan.model_not_found", "small")
+    ]
+
+
+@pytest.mark.parametrize("error", [{"code": ["hub.not_found"]}, {"code": "hub.not_found", "seen": 7, "expected": None}])
+def test_whatever_a_host_says_of_an_error(error: dict[str, t.Any]) -> None:
+    planned = plan(service("small", gpus=1), on=facts(models={"acme/small@master": {"error": error}}))
+    assert len(planned["findings"]) == 1
+
+
+def test_an_answer_of_the_hub_can_be_overruled() -> None:
+    """An operator who knows better goes on: the fetch says so again, and the others of the host are fetched."""
+    models = {"acme/small@master": refusal("hub.not_found")}
+    planned = plan(service("small"), on=facts(models=models), skip=["plan.model_not_found"])
+    assert (planned["errors"], planned["skipped"]) == (0, ["plan.model_not_found"])
 
 
 def test_what_is_not_known_is_held_against_none() -> None:

@@ -447,9 +447,12 @@ def test_unknown_models_and_cards_are_held_against_nobody():
     sizing, found = assess("svc", None, {}, tensor_parallel=1, cards_memory=[H100])
     assert sizing is None
     assert (only(found).code, found[0].severity) == ("plan.model_unknown", "info")
-    error = {"code": "hub.not_found", "seen": "no such model", "expected": "one", "remedy": "Check the spelling"}
+    error = {"code": "model.gguf", "seen": "GGUF", "expected": "safetensors", "remedy": "Set max_model_len"}
     _sizing, found = assess("svc", {"error": error}, {}, tensor_parallel=1, cards_memory=[H100])
-    assert (only(found).seen, found[0].remedy) == ("no such model", "Check the spelling")
+    assert (only(found).seen, found[0].remedy) == ("GGUF", "Set max_model_len")
+    error = {"code": "hub.tls", "seen": "not trusted", "expected": "one", "remedy": "Check endpoint"}
+    _sizing, found = assess("svc", {"error": error}, {}, tensor_parallel=1, cards_memory=[H100])
+    assert only(found).remedy.startswith("install the authority's certificate on the host")
     entry = {"config": config("llama-3.1-70b"), "error": None}
     assert assess("svc", entry, {}, tensor_parallel=1, cards_memory=[]) == (None, [])
     assert assess("svc", entry, {}, tensor_parallel=1, cards_memory=[None, 0, True, "x"]) == (None, [])
