@@ -6,13 +6,24 @@ from __future__ import annotations
 
 import typing as t
 from dataclasses import fields
+from pathlib import Path
 
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.yaml import yaml_load
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._compose import LOGGING, ULIMITS
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, make_plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_skip import without_skipped
 from ansible_collections.gpufleet.vllm.plugins.module_utils._runtimes import RUNTIMES
+from ansible_collections.gpufleet.vllm.plugins.module_utils._settings_check import (
+    Setting,
+    bad_settings,
+    settings_of,
+    unknown_variables,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import printable
 
 display = Display()
@@ -53,9 +64,29 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "models": {"type": "dict", "default": {}},
     "skip": {"type": "list", "elements": "str", "default": []},
     "findings": {"type": "list", "elements": "dict", "default": []},
+    "check_variables": {"type": "bool", "default": False},
     "fail_on_errors": {"type": "bool", "default": True},
     "show": {"type": "bool", "default": True},
 }
+# The variables of the role vllm that options come from under another name.
+VARIABLES = {"allow_pickle": "vllm_artifact_allow_pickle", "skip": "vllm_preflight_skip"}
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+
+
+def read_settings(roles: Path) -> dict[str, Setting]:
+    specs = {path.parents[1].name: _yaml(path) for path in sorted(roles.glob("*/meta/argument_specs.yml"))}
+    return settings_of(specs)
+
+
+def _yaml(path: Path) -> t.Any:
+    try:
+        return yaml_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+# Read once: the strategy loads this file before it starts a worker for each host.
+SETTINGS = read_settings(ROLES)
 
 
 class ActionModule(ActionBase):
@@ -66,6 +97,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
+        found = self._check_variables(task_vars or {})
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if options["facts"].get("unreachable"):
             result.update(changed=False, failed=True, msg="The host was not reached, so nothing is planned or changed.")
@@ -75,6 +107,9 @@ class ActionModule(ActionBase):
         facts = {**facts, "models": {**_elsewhere(options["models"]), **(facts.get("models") or {})}}
         plan = make_plan(options["services"], settings, facts)
         earlier = options["findings"]
+        kept, skipped = without_skipped(found, options["skip"])
+        plan["skipped"] = sorted({*plan["skipped"], *skipped})
+        earlier = [*earlier, *(finding.as_dict() for finding in kept)]
         plan["findings"] = [*earlier, *plan["findings"]]
         plan["errors"] += sum(finding.get("severity") == "error" for finding in earlier)
         result.update(changed=False, plan=plan)
@@ -84,6 +119,24 @@ class ActionModule(ActionBase):
             text = as_text(Finding(**finding) for finding in plan["findings"] if finding["severity"] == "error")
             result.update(failed=True, msg=f"The plan has {plan['errors']} error(s), nothing was changed.\n{text}")
         return result
+
+    def _check_variables(self, variables: dict[str, t.Any]) -> list[Finding]:
+        """What is wrong with the variables of the host. Options that come from such a one take their default."""
+        if not boolean(self._task.args.get("check_variables", False), strict=False):
+            return []
+        bad = bad_settings(variables, SETTINGS, self._read)
+        self._task.args = {
+            option: value
+            for option, value in self._task.args.items()
+            if VARIABLES.get(option, f"vllm_{option}") not in bad
+        }
+        return [*bad.values(), *unknown_variables(variables, SETTINGS)]
+
+    def _read(self, value: t.Any) -> t.Any:
+        try:
+            return self._templar.template(value)
+        except AnsibleError:  # whoever uses it says so
+            return None
 
     def _show(self, plan: dict[str, t.Any], host: str, failing: bool) -> None:
         """What the plan decided on its own is said as it happens."""

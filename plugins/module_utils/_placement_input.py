@@ -30,10 +30,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types imp
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import assign_gpus, gpus_of_flags, recorded_pins
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import listeners
-from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import Service, parse_service
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import AS_A_LIST, Service, parse_service
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import model_of, size_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import demand_of, propose
-from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer, type_name
 
 # Keys that only a fleet service has.
 FLEET_KEYS = ("replicas", "hosts")
@@ -63,8 +63,9 @@ class FleetService:
 def read_services(raw: t.Any) -> tuple[list[FleetService], list[Finding]]:
     """All of ``vllm_fleet_services``."""
     if not isinstance(raw, (list, tuple)):
-        seen = f"{VARIABLE} is a {type(raw).__name__}"
-        return [], [Finding("service.bad_value", ERROR, seen, "a list of services", "start each with '- name:'")]
+        seen = f"{VARIABLE} is {type_name(raw)}"
+        remedy = AS_A_LIST.replace("vllm_services", VARIABLE)
+        return [], [Finding("service.bad_value", ERROR, seen, "a list of services", remedy)]
     services: list[FleetService] = []
     findings: list[Finding] = []
     names: set[str] = set()

@@ -40,6 +40,7 @@ SKIPPABLE = frozenset(
         "plan.no_api_key",
         "plan.selinux",
         "plan.tensor_parallel_illegal",
+        "plan.unknown_variable",
     }
 )
 """Estimates, tables of other people's software, and advice. Without the others there is nothing that could be run, or

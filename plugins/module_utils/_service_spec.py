@@ -357,19 +357,14 @@ def parse_setting(key: str, variable: str, value: t.Any) -> tuple[t.Any, list[Fi
         ]
 
 
+AS_A_LIST = "start each with '- name:', or write JSON on the command line: -e '{\"vllm_services\": [{\"name\": ...}]}'"
+
+
 def parse_services(raw: t.Any) -> tuple[list[Service], list[Finding]]:
     """All of ``vllm_services``; a name that stands twice is a finding too."""
     if not isinstance(raw, (list, tuple)):
-        seen = f"vllm_services is a {type(raw).__name__}"
-        return [], [
-            Finding(
-                "service.bad_value",
-                ERROR,
-                seen,
-                "a list of services",
-                "start each service with '- name:'",
-            )
-        ]
+        seen = f"vllm_services is {type_name(raw)}"
+        return [], [Finding("service.bad_value", ERROR, seen, "a list of services", AS_A_LIST)]
     services: list[Service] = []
     findings: list[Finding] = []
     for position, entry in enumerate(raw):

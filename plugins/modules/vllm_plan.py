@@ -207,6 +207,13 @@ options:
     type: list
     elements: dict
     default: []
+  check_variables:
+    description:
+      - Whether the C(vllm_) variables of the host are looked at, too. A name that is nearly one of this collection's
+        roles, and a value that a role cannot take, become findings.
+      - An option whose variable has such a value takes its default.
+    type: bool
+    default: false
   fail_on_errors:
     description:
       - Whether findings of severity C(error) fail the task.
@@ -257,6 +264,7 @@ EXAMPLES = r"""
     models: {"Qwen/Qwen2.5-VL-7B-Instruct@master": {bytes_total: 16584414680}}
     skip: [plan.memory_tight]
     findings: []
+    check_variables: false
     fail_on_errors: true
     show: true
     services:

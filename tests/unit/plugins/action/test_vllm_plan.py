@@ -21,9 +21,9 @@ from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
-from ansible.template import Templar
+from ansible.template import Templar, trust_as_template
 from ansible.vars.manager import VariableManager
-from ansible_collections.gpufleet.vllm.plugins.action.vllm_plan import ARGUMENT_SPEC, ActionModule
+from ansible_collections.gpufleet.vllm.plugins.action.vllm_plan import ARGUMENT_SPEC, ActionModule, read_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _nvidia
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_plan as documented
@@ -90,17 +90,17 @@ def host_facts(count: int = 3) -> dict[str, t.Any]:
 VERSIONS = {"engine_versions": {"cuda": "0.33.0"}}
 
 
-def run(arguments: dict[str, t.Any]) -> dict[str, t.Any]:
+def run(arguments: dict[str, t.Any], variables: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
     """The action, in a task of its own."""
     loader = DataLoader()
-    templar = Templar(loader=loader)
+    templar = Templar(loader=loader, variables=variables)
     task = Task()
     task.action = "gpufleet.vllm.vllm_plan"
     task.args = arguments
     action = ActionModule(
         task=task, connection=Mock(), play_context=PlayContext(), loader=loader, templar=templar, shared_loader_obj=None
     )  # fmt: skip
-    return action.run(task_vars={})
+    return action.run(task_vars=variables or {})
 
 
 def fleet_plan(
@@ -125,7 +125,7 @@ def fleet_plan(
         **extra,
     }
     options = Templar(loader=loader, variables=variables).template(role_options())
-    return run(options)
+    return run(options, variables)
 
 
 def fleet_services() -> list[dict[str, t.Any]]:
@@ -303,7 +303,9 @@ def test_models_that_the_facts_do_not_tell_of() -> None:
 
 def test_the_options_are_the_settings() -> None:
     fields = {field.name: field for field in dataclasses.fields(Settings)}
-    assert set(ARGUMENT_SPEC) - set(fields) == {"services", "facts", "findings", "models", "fail_on_errors", "show"}
+    assert set(ARGUMENT_SPEC) - set(fields) == {
+        "check_variables", "fail_on_errors", "facts", "findings", "models", "services", "show"
+    }  # fmt: skip
     assert set(fields) <= set(ARGUMENT_SPEC)
     for name in set(fields) - {"root", "model_root"}:
         field = fields[name]
@@ -320,3 +322,68 @@ def test_the_example_sets_every_option() -> None:
     assert {*task["gpufleet.vllm.vllm_plan"], *contained["gpufleet.vllm.vllm_plan"]} == set(ARGUMENT_SPEC)
     example = {**task["gpufleet.vllm.vllm_plan"], "facts": host_facts(), "model_root": "/data/models/vlm"}
     assert [service["shell"] for service in run(example)["plan"]["services"]] == [VISION, WHISPER]
+
+
+# ---- the variables of the host
+
+
+def wrong(**extra: t.Any) -> dict[str, t.Any]:
+    """The findings of a host whose variables are wrong, by what was seen."""
+    result = fleet_plan("gpu-01", host_facts(), **extra)
+    return {finding["seen"]: finding for finding in result["plan"]["findings"]} | {"": result}
+
+
+def test_a_wrong_choice_is_a_finding_and_all_others_are_said_too() -> None:
+    found = wrong(vllm_runtime="sytemd", vllm_drain_seconds="soon", vllm_image_pull="newer", vllm_repin=["nobody"])
+    result = found.pop("")
+    assert result["failed"]
+    assert result["plan"]["errors"] == 3
+    assert found["vllm_runtime is 'sytemd'"]["remedy"] == "write systemd"
+    assert {finding["code"] for finding in found.values()} >= {"plan.bad_setting"}
+    assert {"vllm_drain_seconds is 'soon'", "vllm_image_pull is 'newer'"} <= set(found)
+    # The rest is planned with what the role has itself.
+    assert (result["plan"]["runtime"], result["plan"]["services"][0]["drain_seconds"]) == ("systemd", 120)
+
+
+def test_a_wrong_value_of_a_variable_with_another_name_than_its_option() -> None:
+    found = wrong(vllm_artifact_allow_pickle="maybe", vllm_preflight_skip={"a": 1})
+    assert {"vllm_artifact_allow_pickle is 'maybe'", "vllm_preflight_skip is a mapping"} <= set(found)
+
+
+def test_a_template_is_read_before_it_is_judged() -> None:
+    template = DataLoader().load("x: '{{ mine }}'")["x"]
+    assert set(wrong(vllm_image_pull="{{ not a template of ours }}")) == {
+        "", "vllm_image_pull is '{{ not a template of ours }}'"
+    }  # fmt: skip
+    trusted = trust_as_template(str(template))
+    assert set(wrong(vllm_image_pull=trusted, mine="always")) == {""}
+    assert set(wrong(vllm_image_pull=trusted, mine="x")) == {"", "vllm_image_pull is 'x'"}
+    assert set(wrong(vllm_image_pull=trusted)) == {""}
+
+
+def test_a_misspelt_variable_is_a_warning_that_can_be_turned_off() -> None:
+    found = wrong(vllm_image_pul="never")
+    assert "failed" not in found.pop("")
+    (finding,) = found.values()
+    assert (finding["code"], finding["severity"]) == ("plan.unknown_variable", "warning")
+    result = fleet_plan("gpu-01", host_facts(), vllm_image_pul="never", vllm_preflight_skip=["plan.unknown_variable"])
+    assert (result["plan"]["findings"], result["plan"]["skipped"]) == ([], ["plan.unknown_variable"])
+
+
+def test_misspelt_services_stop_the_host() -> None:
+    result = fleet_plan("gpu-01", host_facts(), vllm_services=[], vllm_host_services=[], vllm_sevices=[{"name": "a"}])
+    assert result["failed"]
+    assert result["msg"].startswith(
+        "The plan has 1 error(s), nothing was changed.\nerror plan.unknown_variable: vllm_se"
+    )
+
+
+def test_a_task_of_a_user_s_own_is_not_held_to_variables() -> None:
+    arguments = {"services": [], "facts": host_facts(), "model_root": "/m", **VERSIONS}
+    assert run(arguments, {"vllm_sevices": 1, "vllm_runtime": "x"})["plan"]["findings"] == []
+
+
+def test_a_collection_without_its_roles(tmp_path: Path) -> None:
+    assert read_settings(tmp_path) == {}
+    (tmp_path / "vllm" / "meta" / "argument_specs.yml").mkdir(parents=True)
+    assert read_settings(tmp_path) == {}

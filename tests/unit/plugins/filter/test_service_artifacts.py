@@ -35,7 +35,7 @@ def test_nothing(services: object) -> None:
     ("services", "more", "said"),
     [
         ([{**CHAT, "modle": "x"}], [], "service.unknown_key"),
-        ("chat", [], "vllm_services is a str"),
+        ("chat", [], "vllm_services is a text"),
         ([CHAT, {**CHAT, "name": "b", "revision": "v2"}], [], "plan.path_shared"),
         ([CHAT], [{"model": "acme/tiny"}], "set path: for vllm-fetch-models-1"),
         ([], [{"name": "x", "model": "acme/tiny"}], "is no artifact"),

@@ -117,7 +117,7 @@ def test_what_cannot_be_a_fleet_service(entry: t.Any, code: str, words: str) -> 
 
 
 def test_a_list_is_expected_and_each_name_once() -> None:
-    assert only(fleet({"chat": 1}, {"a": facts("a")})).seen == "vllm_fleet_services is a dict"
+    assert only(fleet({"chat": 1}, {"a": facts("a")})).seen == "vllm_fleet_services is a mapping"
     assert codes(fleet([service("x"), service("x")], {"a": facts("a")})) == ["service.duplicate_name"]
 
 

@@ -251,11 +251,11 @@ def test_an_entry_that_is_no_mapping(entry: t.Any) -> None:
     assert findings[0].seen.startswith("entry 2 of vllm_services is ")
 
 
-@pytest.mark.parametrize(("value", "kind"), [({}, "dict"), ("x", "str"), (None, "NoneType")])
+@pytest.mark.parametrize(("value", "kind"), [({}, "a mapping"), ("x", "a text"), (None, "null")])
 def test_services_that_are_no_list(value: t.Any, kind: str) -> None:
     services, findings = spec.parse_services(value)
     assert services == []
-    assert findings[0].seen == f"vllm_services is a {kind}"
+    assert findings[0].seen == f"vllm_services is {kind}"
 
 
 def test_missing_keys_are_named_by_position() -> None:
