@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import SEVERITIES, Finding, as_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import folded, told
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_changes import KEEP, RESTART, START, STOP, UNKNOWN
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
     UTF8,
@@ -118,18 +118,18 @@ def host_parts(
 ) -> list[Part]:
     """A host (or several that look alike), in pieces of one colour."""
     if not view.get("device"):
-        text = "\n".join(f"  {line}" for line in str(view.get("failure") or "there is no plan").splitlines())
+        text = _told(str(view.get("failure") or "there is no plan"), width)
         mark = "UNREACHABLE" if view.get("unreachable") else "NO PLAN"
-        return [(clip(f"{title}: {mark}", width, charset), "red"), (printable_lines(text), "red"), BLANK]
+        return [(clip(f"{title}: {mark}", width, charset), "red"), (text, "red"), BLANK]
     parts: list[Part] = [(line, None) for line in _host_lines(title, view, charset, width)]
     parts += map_lines(view, charset, width)
     parts += [(line, None) for line in memory_lines(view, charset, width)]
     parts += _artifact_parts(view, charset, width)
-    parts += _image_parts(view, charset, width)
+    parts += _image_parts(view, width)
     parts += _change_parts(view, charset, width)
     parts += _finding_parts(view, width)
     if view.get("failure"):
-        parts.append((printable_lines("\n".join(f"  {line}" for line in str(view["failure"]).splitlines())), "red"))
+        parts.append((_told(str(view["failure"]), width), "red"))
     if definitions:
         for service in view.get("services") or []:
             body = "\n".join(f"    {line}" for line in str(service.get("definition") or "").splitlines())
@@ -137,17 +137,21 @@ def host_parts(
     return [*parts, BLANK]
 
 
+def _told(failure: str, width: int, indent: int = 2) -> str:
+    return printable_lines("\n".join(" " * indent + line for line in told(failure, width - indent)))
+
+
 def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _host_lines(title: str, view: View, charset: Charset, width: int) -> list[str]:
-    """The name, what runs there and on what; in two lines where one cannot hold it."""
+    """The name, what runs there and on what; in more lines where one cannot hold it."""
     what = " ".join(filter(None, [view.get("engine"), f"under {view['runtime']}" if view.get("runtime") else ""]))
     text = f"{what}, {_hardware(view)}"
     if cells(f"{title}: {text}") <= width:
         return [clip(f"{title}: {text}", width, charset)]
-    return [clip(f"{title}:", width, charset), clip_left(f"  {text}", width, charset)]
+    return [clip(f"{title}:", width, charset), *folded(f"  {printable(text)}", width)]
 
 
 def _hardware(view: View) -> str:
@@ -177,9 +181,9 @@ def _artifact_parts(view: View, charset: Charset, width: int) -> list[Part]:
         line = front + clip_start(path, max(12, width - cells(front)), charset)
         parts.append((line.rstrip(), "red" if one.get("failure") else "green" if one.get("bytes_to_fetch") else None))
         if one.get("failure"):
-            parts.append((printable_lines(f"      {one['failure']}"), "red"))
+            parts.append((_told(str(one["failure"]), width, 6), "red"))
             if one.get("remedy"):
-                parts.append((printable_lines(f"      remedy: {one['remedy']}"), "red"))
+                parts.append(("\n".join(folded(printable(f"      remedy: {one['remedy']}"), width)), "red"))
     return parts
 
 
@@ -200,7 +204,7 @@ def artifact_state(artifact: t.Mapping[str, t.Any]) -> str:
     return f"fetch {human_bytes(left)}" + (f" of {human_bytes(total)}" if total and total != left else "")
 
 
-def _image_parts(view: View, charset: Charset, width: int) -> list[Part]:
+def _image_parts(view: View, width: int) -> list[Part]:
     images = view.get("images") or []
     parts: list[Part] = [("  images", None)] if images else []
     for one in images:
@@ -208,15 +212,8 @@ def _image_parts(view: View, charset: Charset, width: int) -> list[Part]:
         state = {True: f"there{size}", False: "to pull"}.get(one.get("present"), "pulled if it is not there")
         digest = str(one.get("pinned") or "").partition("@")[2][:19]
         text = f"    {state}  {one['image']}" + (f" ({digest})" if digest else "")
-        parts.append((clip_left(text, width, charset), "green" if one.get("present") is False else None))
+        parts.append(("\n".join(folded(printable(text), width)), "green" if one.get("present") is False else None))
     return parts
-
-
-def clip_left(text: str, width: int, charset: Charset) -> str:
-    """The same as clip, but for the indent, which is kept."""
-    body = text.lstrip(" ")
-    indent = text[: len(text) - len(body)]
-    return indent + clip(body, width - len(indent), charset)
 
 
 def _padded(text: str, width: int) -> str:
@@ -226,11 +223,11 @@ def _padded(text: str, width: int) -> str:
 def _change_parts(view: View, charset: Charset, width: int) -> list[Part]:
     changes = view.get("changes") or []
     if not changes:
-        return [("  changes: none, and nothing to run", None)]
+        return [(f"  changes: none, and {_unread(view) or 'nothing to run'}", None)]
     if all(change["change"] == KEEP for change in changes):
         names = ", ".join(change["service"] for change in changes)
         verb = "goes" if len(changes) == 1 else "go"
-        return [(clip_left(f"  changes: none, {names} {verb} on", width, charset), None)]
+        return [("\n".join(folded(printable(f"  changes: none, {names} {verb} on"), width)), None)]
     name = min(24, max(cells(str(change["service"])) for change in changes))
     heading = "  changes, once there are no errors" if view.get("errors") else "  changes"
     parts: list[Part] = [(heading, None)]
@@ -238,11 +235,21 @@ def _change_parts(view: View, charset: Charset, width: int) -> list[Part]:
         kind = change["change"]
         word = {KEEP: "goes on", START: "starts", STOP: "stops", RESTART: "restarts"}.get(kind, "unknown")
         front = f"    {MARKS[kind]} {_padded(clip(change['service'], name, charset), name)}  {word:<8}"
-        lines = _wrapped([str(reason) for reason in change.get("reasons") or []], width - cells(front) - 2, charset)
+        lines = _wrapped([str(reason) for reason in change.get("reasons") or []], width - cells(front) - 2)
         indent = " " * (cells(front) + 2)
         text = f"{front}  {lines[0]}" if lines else front.rstrip()
         parts.append(("\n".join([text, *(indent + line for line in lines[1:])]), COLOURS[kind]))
     return parts
+
+
+def _unread(*views: View) -> str:
+    """How many services were refused for what is written of them, and so stand in no plan."""
+    count = 0
+    for view in views:
+        there = {service.get("name") for service in view.get("services") or []}
+        wrong = [one for one in view.get("findings") or [] if one.get("severity") == "error"]
+        count += len({one.get("service") for one in wrong if str(one.get("code")).startswith("service.")} - there)
+    return f"{_plural(count, 'service')} could not be read" if count else ""
 
 
 def _joined(pieces: t.Sequence[str], width: int) -> list[str]:
@@ -256,9 +263,10 @@ def _joined(pieces: t.Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def _wrapped(reasons: t.Sequence[str], width: int, charset: Charset) -> list[str]:
-    """The reasons, as many on a line as fit."""
-    return [line.strip() for line in _joined([clip(reason, width - 2, charset) for reason in reasons], width)]
+def _wrapped(reasons: t.Sequence[str], width: int) -> list[str]:
+    """The reasons, as many on a line as fit, and one that fits on none on several."""
+    lines = _joined([printable(reason) for reason in reasons], width)
+    return [part for line in lines for part in folded(line.strip(), width)]
 
 
 def _finding_parts(view: View, width: int) -> list[Part]:
@@ -272,20 +280,9 @@ def _finding_parts(view: View, width: int) -> list[Part]:
     for severity in SEVERITIES:
         chosen = [finding for finding in findings if finding.severity == severity]
         if chosen:
-            lines = [part for line in as_text(chosen).splitlines() for part in _folded(printable(line), width)]
+            lines = [part for line in as_text(chosen).splitlines() for part in folded(f"  {printable(line)}", width)]
             parts.append(("\n".join(lines), SEVERITY_COLOURS[severity]))
     return parts
-
-
-def _folded(line: str, width: int) -> list[str]:
-    """A line of a finding within the width; a remedy stays whole, since it may be a command to copy."""
-    body = line.lstrip(" ")
-    indent = " " * (len(line) - len(body) + 2)
-    if body.startswith("remedy:"):
-        return [indent + body]
-    hanging = indent + (" " * 10 if body.startswith("expected:") else "  ")
-    how: dict[str, t.Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(body, width, initial_indent=indent, subsequent_indent=hanging, **how) or [indent + body]
 
 
 # --- the fleet -------------------------------------------------------------------------------------------------------
@@ -332,7 +329,9 @@ def bottom_line(title: str, views: Views, width: int = WIDTH) -> tuple[str, str]
     named = [f"{sums[kind]} {words}" for kind, words in moves.items() if sums[kind]]
     named += [f"{sums[KEEP]} {'goes' if sums[KEEP] == 1 else 'go'} on"] if sums[KEEP] else []
     services = sum(sums[kind] for kind in MARKS)
-    said += [fetch, f"{_plural(services, 'service')}: {', '.join(named)}" if named else "nothing to run"]
+    unread = _unread(*map(normal, views.values()))
+    said += [fetch, f"{_plural(services, 'service')}: {', '.join(named)}" if named else unread or "nothing to run"]
+    said += [unread] if named and unread else []
     bad = [name for name, view in views.items() if failed(normal(view)) and not normal(view).get("unreachable")]
     lost = [name for name, view in views.items() if normal(view).get("unreachable")]
     lines = _joined([f"{title}: {said[0]}", *said[1:]], width)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import told
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import (
     LOST,
     Part,
@@ -22,6 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_
 COLUMNS = ("host", "", "size", "frees", "last use", "model", "path")
 MARKS = {"removed": "REMOVE", "kept": "keep"}
 INDENT = "  "
+WIDTH = 120
 # Why a removal did not happen that the operator may have hoped for; the others are as they should be.
 ASKS = ("failed", "unreadable", "interrupted")
 BLANK: Part = ("", None)
@@ -87,7 +89,7 @@ def as_parts(title: str, hosts: t.Mapping[str, Host], done: bool, following: t.M
     for name in sorted(hosts):
         failure = hosts[name].get("failure") or (LOST if hosts[name].get("unreachable") else "")
         if failure:
-            text = "\n".join(INDENT + printable(line) for line in str(failure).splitlines())
+            text = "\n".join(INDENT + printable(line) for line in told(str(failure), WIDTH - len(INDENT)))
             parts += [(f"{name}:\n{text}", "red"), BLANK]
     if following:
         width = max(map(len, following))

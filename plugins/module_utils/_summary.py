@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 import unicodedata
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import told
 from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_maps import API_KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary_artifacts import (
     artifact_headline,
@@ -156,7 +157,7 @@ def _result_lines(result: t.Mapping[str, t.Any], results: t.Sequence[t.Mapping[s
     return [*lines, f"timing    {timing}" + (f", unstreamed {human_seconds(plain['seconds'])}" if plain else "")]
 
 
-def host_lines(name: str, host: Host) -> list[str]:
+def host_lines(name: str, host: Host, width: int = 120) -> list[str]:
     engine = host.get("engine") or {}
     what = [f"vLLM {engine['version']} ({engine['flavor']})"] if engine.get("version") else []
     if host.get("runtime"):
@@ -168,7 +169,7 @@ def host_lines(name: str, host: Host) -> list[str]:
         lines += [INDENT + line for line in artifact_lines(host.get("artifacts") or [])]
     if host.get("failure"):
         mark = "UNREACHABLE" if host.get("unreachable") else "FAILED"
-        lines += [INDENT + line for line in f"{mark}: {host['failure']}".splitlines()]
+        lines += [INDENT + line for line in told(str(host["failure"]), width - len(INDENT), f"{mark}: ")]
     return lines
 
 
@@ -270,7 +271,7 @@ def joined(row: t.Mapping[str, str], widths: t.Mapping[str, int]) -> str:
     return "  ".join(row[column] + " " * (width - cells(row[column])) for column, width in widths.items()).rstrip()
 
 
-def problems(hosts: t.Mapping[str, Host]) -> list[str]:
+def problems(hosts: t.Mapping[str, Host], width: int = 120) -> list[str]:
     """What failed, once for all hosts where it is the same."""
     groups: dict[str, list[str]] = {}
     for name in sorted(hosts):
@@ -278,7 +279,7 @@ def problems(hosts: t.Mapping[str, Host]) -> list[str]:
             groups.setdefault(str(hosts[name]["failure"]), []).append(name)
     lines = []
     for text, names in groups.items():
-        said = text.splitlines()
+        said = told(text, width - len(INDENT))
         if len(groups) > WHOLE_PROBLEMS and len(said) > PROBLEM_LINES:
             more = len(said) - PROBLEM_LINES
             said = [*said[:PROBLEM_LINES], f"  ... {more} more lines in the output above and in the report's file"]
@@ -301,7 +302,7 @@ def as_parts(
         parts += _table_parts(hosts, width)
     else:
         for name in sorted(hosts):
-            text = "\n".join(map(printable, host_lines(name, hosts[name])))
+            text = "\n".join(map(printable, host_lines(name, hosts[name], width)))
             parts += [(text, "red" if hosts[name]["failure"] else None), BLANK]
     return [*parts, *_note_parts(notes), *_next_parts(following)]
 
@@ -317,7 +318,7 @@ def _table_parts(hosts: t.Mapping[str, Host], width: int) -> list[Part]:
         head, *lines = table(every, width) if every else [""]
     parts: list[Part] = [(head, None)]
     parts += [(line, "red" if hosts[row["host"]]["failure"] else None) for row, line in zip(every, lines)]
-    failed = problems(hosts)
+    failed = problems(hosts, width)
     return [*parts, *([("\n".join(map(printable, failed)), "red")] if failed else []), BLANK]
 
 

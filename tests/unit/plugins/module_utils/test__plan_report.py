@@ -182,7 +182,43 @@ def test_lines_fit_but_for_remedies() -> None:
     view["artifacts"][0]["model"] = model
     for charset in ({}, {"charset": ASCII}):
         lines = as_page("Plan", {"gpu-01": view, "b" * 120: fresh()}, **charset).splitlines()
-        assert [line for line in lines if cells(line) > WIDTH and "remedy:" not in line] == []
+        assert [line for line in lines if cells(line) > WIDTH] == []
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_words_are_wrapped_and_never_cut(width: int) -> None:
+    command = "/usr/bin/" + "x" * 50
+    view = fresh()
+    view["cards"][0]["name"] = "NVIDIA H100 80GB HBM3 of a very long name indeed"
+    view["findings"] = [
+        {"code": "plan.x", "severity": "error", "seen": "s " * 90, "expected": "e " * 90, "service": "",
+         "remedy": f"many words {command} " * 3},
+    ]  # fmt: skip
+    view["images"] = [{"image": "registry.example.com/team/" + "i" * 40, "present": False}]
+    view["changes"] = [
+        {"service": "chat", "change": "unknown", "reasons": ["Cannot connect to the Docker daemon " * 4]}
+    ]
+    view["failure"] = "The host was lost " * 9 + ". Expected: an answer. Remedy: run it again " + "and again " * 20
+    view["artifacts"][0].update(failure="No space left " * 9, remedy="make room " * 15)
+    lines = as_page("Plan", {"gpu-01": view}, width=width).splitlines()
+    assert [line for line in lines if len(line) > width] == []
+    whole = " ".join(" ".join(lines).split())
+    for words in ("remedy: " + f"many words {command} " * 2, "Cannot connect to the Docker daemon " * 3, command,
+                  "expected: an answer remedy: run it again and again", "remedy: make room make room", "i" * 40,
+                  "2 x NVIDIA H200, 140.4 GiB"):  # fmt: skip
+        assert words.strip() in whole, words
+    assert [line for line in lines if "…" in line and "GPU 0" not in line] == [], "but for the map, which is a table"
+    hanging = next(line for line in lines if line.startswith("    remedy:   many"))
+    assert lines[lines.index(hanging) + 1].startswith(" " * 14)
+
+
+def test_a_service_that_could_not_be_read_is_not_nothing() -> None:
+    refused = plan_view(plan(service("a", prot=1)), facts(services={}))
+    page = as_page("Plan", {"gpu-01": refused})
+    assert "  changes: none, and 1 service could not be read\n" in page
+    assert "nothing to fetch; 1 service could not be read\n" in page
+    both = plan_view(plan(service("a", prot=1), service("b"), {"x": 1}), facts(services={}))
+    assert "1 service: 1 to start; 2 services could not be read" in bottom_line("Plan", {"gpu-01": both}, 200)[0]
 
 
 def test_what_came_from_elsewhere_moves_no_cursor() -> None:

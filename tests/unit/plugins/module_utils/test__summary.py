@@ -264,6 +264,17 @@ def test_what_went_wrong_is_below_the_table_once() -> None:
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("layout", ["blocks", "table"])
+def test_what_was_expected_and_what_to_do_have_lines_of_their_own(layout: str) -> None:
+    failure = "acme/gone at /m: There is no acme/gone. Expected: a model of the hub. Remedy: " + "correct it " * 12
+    lines = table_of({"a": {"failure": failure}, "b": {}}, layout=layout)
+    at = next(number for number, line in enumerate(lines) if line.endswith("There is no acme/gone"))
+    assert lines[at + 1] == "    expected: a model of the hub"
+    assert lines[at + 2].startswith("    remedy:   correct it")
+    assert lines[at + 3].startswith("              ")
+    assert max(map(len, lines[at : at + 4])) <= 120
+
+
 def test_many_long_problems_are_cut() -> None:
     failures = {f"gpu-{n:02}": {"failure": f"{n}\n" + "line\n" * 40} for n in range(1, 5)}
     text = "\n".join(table_of(failures, layout="table"))
