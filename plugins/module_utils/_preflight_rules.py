@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import (
@@ -26,6 +27,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_skip import SK
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import FleetRule, Rule, page_of
 
 SKIP_UNKNOWN = "preflight.skip_unknown"
+TABLE = "take the codes from the table in docs/preflight.md"
+_SHOWN = 4
 
 
 def host_rules() -> list[Rule]:
@@ -67,9 +70,16 @@ def _unknown_code(name: str, known: t.Sequence[str]) -> Finding:
     near = difflib.get_close_matches(name, known, 1)
     remedy = f"write {near[0]}" if near else "take the code from the table in docs/preflight.md, or leave it out"
     seen = f"vllm_preflight_skip names {name}, and no rule has that code"
+    expected = "codes of rules, such as gpu.persistence"
+    family = name.lower().rstrip(".*")
     if name in SAID_YES:
         seen = f"vllm_preflight_skip names {name}, which has a variable of its own"
         remedy = f"set {SAID_YES[name]}: true instead, if it shall be so"
+    elif any(char in name for char in "*?[") or family in {code.partition(".")[0] for code in known}:
+        expected = "codes that are written out; there are no patterns"
+        meant = fnmatch.filter(known, name.lower()) or [code for code in known if code.startswith(f"{family}.")]
+        more = ", ..." if len(meant) > _SHOWN else ""
+        remedy = f"write each of them: {', '.join(meant[:_SHOWN])}{more}" if meant else TABLE
     elif name.startswith(("plan.", "service.")):
         seen = f"vllm_preflight_skip names {name}, which cannot be turned off"
         remedy = "leave it out, and correct what the finding says"
@@ -77,7 +87,7 @@ def _unknown_code(name: str, known: t.Sequence[str]) -> Finding:
         SKIP_UNKNOWN,
         WARNING,
         seen,
-        "codes of rules, such as gpu.persistence",
+        expected,
         remedy,
         page=page_of(SKIP_UNKNOWN),
     )

@@ -11,6 +11,7 @@ import ipaddress
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, WARNING
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_hub import REMEDIES
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
     Context,
     Failure,
@@ -68,9 +69,8 @@ def bind_address(context: Context) -> Verdict:
             silent.append(service_name(service))
         elif wanted not in have:
             theirs = listed(sorted(str(one) for one in have if not one.is_loopback and not one.is_link_local), 6)
-            remedy = (
-                "set bind_address: (or vllm_bind_address) to an address of the host ('ip -brief address'), or 0.0.0.0"
-            )
+            remedy = "set bind_address: (or vllm_bind_address) to an address of the host ('ip -brief address'), or to "
+            remedy += "127.0.0.1 where only the host itself asks it"
             seen = f"it would listen on {wanted}, and the host has {theirs or 'no other address than loopback'}"
             found.append(Failure(seen, "an address of this host", remedy, service_name(service)))
     return Unknown("the addresses of the host are not told") if silent and not found else found
@@ -125,6 +125,19 @@ def _place(context: Context) -> str:
     return text(_hub(context).get("endpoint"))
 
 
+def _never_asked(hub: Map) -> bool:
+    """Whether no request could be made at all of what was set."""
+    return "host" in hub and hub["host"] is None and bool(text(hub.get("error")))
+
+
+def _usable(error: str) -> str:
+    if "plain http" in error:
+        return REMEDIES["hub.token_over_http"]
+    if error.startswith("the token"):
+        return REMEDIES["hub.bad_token"]
+    return "write vllm_hub_endpoint as https://HOST or http://HOST:PORT"
+
+
 @rule(
     "hub.name", ERROR, "The hub's name resolves on the host",
     "Models are fetched on the hosts, so that each of them needs DNS for the hub, or a proxy that resolves it.",
@@ -132,7 +145,7 @@ def _place(context: Context) -> str:
 def name(context: Context) -> Verdict:
     hub = _hub(context)
     # Through a proxy the host resolves nothing itself.
-    if not _asked(context) or text(hub.get("proxy")):
+    if not _asked(context) or text(hub.get("proxy")) or _never_asked(hub):
         return None
     if not isinstance(hub.get("addresses"), list):
         return Unknown(f"whether {_place(context)} resolves is not told")
@@ -149,8 +162,12 @@ def name(context: Context) -> Verdict:
 )  # fmt: skip
 def unreachable(context: Context) -> Verdict:
     hub = _hub(context)
-    unresolved = isinstance(hub.get("addresses"), list) and not hub["addresses"] and not text(hub.get("proxy"))
-    if not _asked(context) or unresolved:
+    if not _asked(context):
+        return None
+    if _never_asked(hub):
+        seen = text(hub.get("error")).replace("endpoint ", "vllm_hub_endpoint ", 1)
+        return [Failure(seen, "a hub that can be asked", _usable(seen), severity=_grade(context))]
+    if isinstance(hub.get("addresses"), list) and not hub["addresses"] and not text(hub.get("proxy")):
         return None
     error, status = text(hub.get("error")), whole(hub.get("status"))
     if not error and status is None:
@@ -163,6 +180,11 @@ def unreachable(context: Context) -> Verdict:
         f"'curl -sSI {_place(context)}' on the host says more; allow it in the firewall, set https_proxy for the host, "
         "or vllm_hub_endpoint to a mirror"
     )
+    if "WRONG_VERSION_NUMBER" in error and not way and _place(context).startswith("https://"):
+        plain = _place(context).replace("https://", "http://", 1)
+        remedy = (
+            f"write {plain} in vllm_hub_endpoint, if what listens there has no TLS: without a scheme, https is meant"
+        )
     if status == 407:
         remedy = "put the user and password of the proxy into https_proxy of the host's environment (/etc/environment)"
     return [Failure(seen, "an answer", remedy, severity=_grade(context))]

@@ -73,6 +73,19 @@ def test_codes_that_turn_off_a_rule_are_right() -> None:
     assert check_skip(codes()) == []
 
 
+@pytest.mark.parametrize("pattern", ["host.*", "host.", "host", "HOST.*", "host.?ernel_old", "host.[a-z]*"])
+def test_a_pattern_is_no_typo_of_its_neighbour(pattern: str) -> None:
+    (finding,) = check_skip([pattern])
+    assert finding.code == "preflight.skip_unknown"
+    assert finding.expected == "codes that are written out; there are no patterns"
+    assert finding.remedy.startswith("write each of them: host.")
+
+
+def test_a_pattern_of_what_is_not_there() -> None:
+    (finding,) = check_skip(["zzz.*"])
+    assert finding.remedy == "take the codes from the table in docs/preflight.md"
+
+
 def test_a_name_that_turns_nothing_off_is_said_once() -> None:
     code = codes()[0]
     typo, planned, open_bind, nonsense = check_skip(

@@ -22,6 +22,9 @@ RAN = {
 ABSENT = {f"nvidia>container>images>{IMAGE}>present": False}
 REFUSED = {"hub>status": None, "hub>error": "Connection refused."}
 DOCKER = "nvidia>container>docker"
+# No request can be made of it: nothing was resolved either.
+UNUSABLE = {"hub>endpoint": "ftp://x", "hub>host": None, "hub>addresses": [], "hub>seconds": None, "hub>status": None,
+            "hub>error": "endpoint ftp://x is not usable"}  # fmt: skip
 
 CASES = [
     passes("network.bind_address"),
@@ -57,6 +60,10 @@ CASES = [
     fails("hub.unreachable", "error", "through http://proxy.example:3128: HTTP status 407",
           {"hub>status": 407, **PROXY}),
     unknown("hub.unreachable", {"hub>status": None}),
+    passes("hub.name", UNUSABLE),
+    fails("hub.unreachable", "error", "vllm_hub_endpoint ftp://x is not usable", UNUSABLE),
+    fails("hub.unreachable", "error", "the token holds characters",
+          {**UNUSABLE, "hub>endpoint": "https://modelscope.cn", "hub>error": "the token holds characters"}),
     passes("hub.slow"),
     passes("hub.slow", {"hub>seconds": None, "hub>error": "timed out"}),
     fails("hub.slow", "warning", "took 12.0 s", {"hub>seconds": 12.0}),
@@ -101,3 +108,32 @@ def test_a_host_that_was_not_to_ask_a_hub_hears_nothing_of_it(rule: t.Any) -> No
 def test_a_proxy_for_docker_is_something_to_paste() -> None:
     _rule, verdict = ask(RULES, fails("network.docker_proxy", "warning", "", {**PROXY, **ABSENT}))
     assert '"proxies": {"http-proxy": "http://proxy.example:3128"' in verdict[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("facts", "remedy"),
+    [
+        (UNUSABLE, "write vllm_hub_endpoint as https://HOST or http://HOST"),
+        ({**UNUSABLE, "hub>error": "the token holds characters that no token has"}, "correct vllm_hub_token"),
+        (
+            {**UNUSABLE, "hub>error": "a token is set and the endpoint http://x is plain http"},
+            "write https:// in vllm_hub_endpoint",
+        ),
+        (
+            {**REFUSED, "hub>endpoint": "https://127.0.0.1:8790",
+             "hub>error": "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"},
+            "write http://127.0.0.1:8790 in vllm_hub_endpoint, if what listens there has no TLS",
+        ),
+        ({**REFUSED, "hub>error": "[SSL: WRONG_VERSION_NUMBER] wrong version", **PROXY}, "'curl -sSI"),
+        (REFUSED, "'curl -sSI https://modelscope.cn'"),
+    ],
+)  # fmt: skip
+def test_what_helps_where_the_endpoint_is_wrong(facts: dict[str, t.Any], remedy: str) -> None:
+    _rule, verdict = ask(RULES, fails("hub.unreachable", "error", "", facts))
+    assert verdict[0].remedy.startswith(remedy)
+
+
+def test_an_address_that_the_plan_would_refuse_is_not_recommended() -> None:
+    _rule, verdict = ask(RULES, fails("network.bind_address", "error", "", {BIND: "10.0.0.12"}))
+    assert "0.0.0.0" not in verdict[0].remedy
+    assert "127.0.0.1" in verdict[0].remedy
