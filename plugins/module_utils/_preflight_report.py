@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import typing as t
+from collections import Counter
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
     ERROR,
@@ -146,9 +147,17 @@ def _severity(host: t.Mapping[str, t.Any], findings: t.Iterable[Finding]) -> str
     return next((one for one in SEVERITIES if any(each.severity == one for each in findings)), "")
 
 
+def _own(host: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    return [one for one in host["findings"] if str(one["code"]).startswith("preflight.")]
+
+
 def _fleet_counts(every: t.Mapping[str, t.Mapping[str, t.Any]], fleet: t.Mapping[str, t.Any]) -> dict[str, int]:
     tallies = [host["counts"] for host in every.values()] + [counts(fleet)]
     total = {key: sum(tally[key] for tally in tallies) for key in tallies[0]}
+    # What one variable of the run has in it is one thing to correct, whoever was told.
+    said = Counter((one["severity"], one["seen"]) for host in every.values() for one in _own(host))
+    for (severity, _seen), times in said.items():
+        total[f"{severity}s"] -= times - 1
     lost = sum(1 for host in every.values() if host["unreachable"])
     return {
         "hosts": len(every),

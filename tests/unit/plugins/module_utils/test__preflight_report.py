@@ -152,6 +152,15 @@ def test_what_is_not_known_across_hosts_fails_nobody() -> None:
     assert document["fleet"]["unknown"] == [{"code": "fleet.x", "reason": "one host"}]
 
 
+def test_what_is_wrong_with_the_preflights_own_variables_counts_once() -> None:
+    typo = finding("preflight.skip_unknown", "warning")
+    hosts = {name: made(name, typo, finding("host.shm", "warning")) for name in ("a", "b", "c")}
+    report = fleet(hosts)
+    assert report["counts"]["warnings"] == 4
+    assert [report["hosts"][name]["counts"]["warnings"] for name in hosts] == [2, 2, 2]
+    assert fleet({**hosts, "c": made("c", finding("preflight.skip_unknown", "error"))})["counts"]["errors"] == 1
+
+
 def test_no_host_at_all() -> None:
     document = fleet({})
     assert document["ok"]
