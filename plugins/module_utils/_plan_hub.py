@@ -29,8 +29,8 @@ REMEDIES = {
     "hub.bad_redirect": "correct vllm_hub_endpoint, or look for a login page or proxy between",
     "hub.bad_token": "correct vllm_hub_token; a line end at its end is the usual cause",
     "hub.no_access": "set vllm_hub_token to one of an account that may read it, and accept its terms on the hub's site",
-    "hub.not_found": "correct model: and revision: of {service}, or vllm_hub_endpoint where another hub has it; it may "
-    "also be private, and the hub hide it: set vllm_hub_token",
+    "hub.not_found": "correct model: and revision: of {service}, or vllm_hub_endpoint where another hub has it; the "
+    "hub also hides private models behind this answer: set vllm_hub_token",
     "hub.odd_answer": "correct vllm_hub_endpoint, or look for a login page or proxy between",
     "hub.redirects": "correct vllm_hub_endpoint, or look for a login page or proxy between",
     "hub.tls": "install the authority's certificate on the host, or set SSL_CERT_FILE in its environment",
