@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._settings_check impo
     unknown_variables,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import printable
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 display = Display()
 ELSEWHERE = "elsewhere"
@@ -117,7 +118,9 @@ class ActionModule(ActionBase):
             self._show(plan, str((task_vars or {}).get("inventory_hostname", "")), options["fail_on_errors"])
         if plan["errors"] and options["fail_on_errors"]:
             text = as_text(Finding(**finding) for finding in plan["findings"] if finding["severity"] == "error")
-            result.update(failed=True, msg=f"The plan has {plan['errors']} error(s), nothing was changed.\n{text}")
+            result.update(
+                failed=True, msg=f"The plan has {plural(plan['errors'], 'error')}, nothing was changed.\n{text}"
+            )
         return result
 
     def _check_variables(self, variables: dict[str, t.Any]) -> list[Finding]:

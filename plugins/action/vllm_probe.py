@@ -14,6 +14,7 @@ from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._probe_run import argument_spec, endpoints_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import unreachable_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 from ansible_collections.gpufleet.vllm.plugins.module_utils._wait import Watch, not_ready, progress_line, wrong_answers
 
 display = Display()
@@ -54,7 +55,7 @@ class ActionModule(ActionBase):
             result.update(failed=True, msg=str(exc), **exc.as_result())
             return result
         if self._task.check_mode:
-            result["msg"] = f"Check mode: {len(options['endpoints'])} endpoint(s) would be probed."
+            result["msg"] = f"Check mode: {plural(len(options['endpoints']), 'endpoint')} would be probed."
             return result
         if not options["endpoints"]:
             return result

@@ -51,6 +51,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import as_text, errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan import Settings, plan_artifacts
 from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import parse_services
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 # Names that no service of a user can have, so that a message tells where to look.
 _MORE = "vllm-fetch-models-"
@@ -71,7 +72,9 @@ def service_artifacts(
     artifacts, found = plan_artifacts(parsed, settings)
     wrong = errors([*findings, *found])
     if wrong:
-        raise AnsibleFilterError(f"The services have {len(wrong)} error(s), nothing is fetched.\n{as_text(wrong)}")
+        raise AnsibleFilterError(
+            f"The services have {plural(len(wrong), 'error')}, nothing is fetched.\n{as_text(wrong)}"
+        )
     return [
         {**artifact, "services": [name for name in artifact["services"] if not name.startswith(_MORE)]}
         for artifact in artifacts

@@ -16,6 +16,7 @@ import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import ANY, NVLINK, GpuWish
 from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import number
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 Card = t.Mapping[str, t.Any]
 GIB = 1 << 30
@@ -63,7 +64,7 @@ def broken(card: Card) -> str:
     ecc = _mapping(card.get("ecc"))
     errors = ecc.get("uncorrected_volatile")
     if isinstance(errors, int) and errors > 0:
-        return f"{errors} uncorrected memory error(s) since the driver was loaded"
+        return f"{plural(errors, 'uncorrected memory error')} since the driver was loaded"
     if _mapping(ecc.get("remapped_rows")).get("failure") is True:
         return "a memory row that could not be remapped"
     return ""

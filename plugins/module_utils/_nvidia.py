@@ -28,6 +28,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_health impor
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_images import Image
 from ansible_collections.gpufleet.vllm.plugins.module_utils._nvidia_topology import Link
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 # --------------------------------------------------------------------------------------------------------------------
 # Shapes
@@ -864,8 +865,8 @@ def no_driver(pci_devices: list[str]) -> Diagnosis:
     if pci_devices:
         return Diagnosis(
             "nvidia.no_driver",
-            f"nvidia-smi was not found and no NVIDIA kernel module is loaded, but the host has {len(pci_devices)} "
-            f"NVIDIA GPU(s) on the PCI bus ({', '.join(pci_devices)}).",
+            f"nvidia-smi was not found and no NVIDIA kernel module is loaded, but the host has "
+            f"{plural(len(pci_devices), 'NVIDIA GPU')} on the PCI bus ({', '.join(pci_devices)}).",
             "install an NVIDIA driver of the branch that the image's CUDA needs, then reboot",
         )
     return Diagnosis(

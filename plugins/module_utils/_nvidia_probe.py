@@ -43,6 +43,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._process import (
     run_command,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sources import Sources
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 DEFAULT_TIMEOUT = 30.0
 
@@ -586,7 +587,7 @@ class _GpuFacts:
         elif attached is not None and attached > found:
             lost = nv.Diagnosis(
                 "nvidia.gpu_unreachable",
-                f"The driver counts {attached} GPU(s) and {self.source} could read {found}.",
+                f"The driver counts {plural(attached, 'GPU')} and {self.source} could read {found}.",
                 "read 'dmesg' for NVRM and Xid lines, then drain and reboot the host",
             )
             self.explain(lost)

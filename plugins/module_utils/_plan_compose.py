@@ -23,6 +23,7 @@ Facts = t.Mapping[str, t.Any]
 OLDEST_COMPOSE = (2, 20)
 PREREQUISITES = "run playbooks/prerequisites.yml"
 USER = re.compile(r"\d{1,9}:\d{1,9}")
+DOCKER_CURE = re.compile(r"\. (?:Start it: |Run with become: ).*")
 
 TAG_VERSION = re.compile(r":v?(\d+\.\d+\.\d+)")
 
@@ -62,7 +63,8 @@ def _check_engine(docker: t.Mapping[str, t.Any]) -> list[Finding]:
         remedy = f"snap remove docker, then {PREREQUISITES}"
         return error("plan.docker_snap", seen, "Docker from a package", remedy)
     if docker.get("running") is not True:
-        seen = str(docker.get("error") or "the Docker daemon gave no answer").rstrip(".")
+        # The fact has a sentence on what to do, as a finding has.
+        seen = DOCKER_CURE.sub("", str(docker.get("error") or "the Docker daemon gave no answer")).rstrip(".")
         remedy = "start it (systemctl start docker), and deploy as root (become: true)"
         return error("plan.docker_down", seen, "a running Docker daemon that this user may use", remedy)
     return []

@@ -275,7 +275,7 @@ def _sum_rows(memory: t.Mapping[str, t.Any]) -> dict[str, str]:
     if memory.get("max_len_fitting") is not None:
         rows[LONGEST] = f"{memory['max_len_fitting']:,}"
     if memory.get("concurrency") is not None:
-        rows[AT_ONCE] = f"{memory['concurrency']:.1f}"
+        rows[AT_ONCE] = f"{memory['concurrency']:,.1f}"
     enough = memory.get("enough")
     if isinstance(enough, t.Mapping) and enough.get("kv_cache_memory_bytes"):
         rows[ENOUGH] = f"{enough.get('gpu_memory_utilization')}"

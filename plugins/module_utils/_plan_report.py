@@ -30,7 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
     memory_lines,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import BLANK, LOST, Part, cells, printable
-from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_bytes
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_bytes, plural
 
 SCHEMA = 1
 WIDTH = 100
@@ -249,7 +249,7 @@ def _unread(*views: View) -> str:
         there = {service.get("name") for service in view.get("services") or []}
         wrong = [one for one in view.get("findings") or [] if one.get("severity") == "error"]
         count += len({one.get("service") for one in wrong if str(one.get("code")).startswith("service.")} - there)
-    return f"{_plural(count, 'service')} could not be read" if count else ""
+    return f"{plural(count, 'service')} could not be read" if count else ""
 
 
 def _joined(pieces: t.Sequence[str], width: int) -> list[str]:
@@ -309,33 +309,29 @@ def totals(views: Views) -> dict[str, int]:
     }
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def bottom_line(title: str, views: Views, width: int = WIDTH) -> tuple[str, str]:
     """What would happen, in a line or two, and the colour."""
     sums = totals(views)
-    said = [_plural(sums["hosts"], "host")]
+    said = [plural(sums["hosts"], "host")]
     if sums["cards"]:
         free = sums["cards"] - sums["cards_used"] - sums["cards_foreign"]
         others = f", {sums['cards_foreign']} held by others" if sums["cards_foreign"] else ""
-        said.append(f"{_plural(sums['cards'], 'GPU')} ({sums['cards_used']} used, {free} free{others})")
+        said.append(f"{plural(sums['cards'], 'GPU')} ({sums['cards_used']} used, {free} free{others})")
     fetch = f"{human_bytes(sums['bytes_to_fetch'])} to fetch" if sums["bytes_to_fetch"] else "nothing to fetch"
     if sums["artifacts_unknown"]:
-        unknown = f"{_plural(sums['artifacts_unknown'], 'artifact')} of unknown size"
+        unknown = f"{plural(sums['artifacts_unknown'], 'artifact')} of unknown size"
         fetch = f"{fetch} and {unknown}" if sums["bytes_to_fetch"] else unknown
     moves = {START: "to start", RESTART: "to restart", STOP: "to stop", UNKNOWN: "unknown"}
     named = [f"{sums[kind]} {words}" for kind, words in moves.items() if sums[kind]]
     named += [f"{sums[KEEP]} {'goes' if sums[KEEP] == 1 else 'go'} on"] if sums[KEEP] else []
     services = sum(sums[kind] for kind in MARKS)
     unread = _unread(*map(normal, views.values()))
-    said += [fetch, f"{_plural(services, 'service')}: {', '.join(named)}" if named else unread or "nothing to run"]
+    said += [fetch, f"{plural(services, 'service')}: {', '.join(named)}" if named else unread or "nothing to run"]
     said += [unread] if named and unread else []
     bad = [name for name, view in views.items() if failed(normal(view)) and not normal(view).get("unreachable")]
     lost = [name for name, view in views.items() if normal(view).get("unreachable")]
     lines = _joined([f"{title}: {said[0]}", *said[1:]], width)
-    counted = f"{_plural(sums['errors'], 'error')}: " if sums["errors"] else ""
+    counted = f"{plural(sums['errors'], 'error')}: " if sums["errors"] else ""
     lines += [f"{counted}nothing can be deployed on {folded_names(bad)}"] if bad else []
     lines += [f"UNREACHABLE: {folded_names(lost)}"] if lost else []
     text = printable_lines("\n".join(lines))
@@ -367,11 +363,11 @@ def as_parts(
 def brief_parts(title: str, view: View, charset: Charset = UTF8, width: int = WIDTH) -> list[Part]:
     """A host among many: how many of its GPUs are used, what it fetches, and what moves."""
     cards = view.get("cards") or []
-    used = f"{sum(1 for card in cards if card.get('holders'))} of {_plural(len(cards), 'GPU')} used" if cards else ""
+    used = f"{sum(1 for card in cards if card.get('holders'))} of {plural(len(cards), 'GPU')} used" if cards else ""
     left = sum(one.get("bytes_to_fetch") or 0 for one in view.get("artifacts") or [])
     moving = [change for change in view.get("changes") or [] if change["change"] != KEEP]
     warned = sum(1 for one in view.get("findings") or [] if one.get("severity") == "warning")
-    told = [used, f"fetch {human_bytes(left)}" if left else "", f"{_plural(warned, 'warning')}" if warned else ""]
+    told = [used, f"fetch {human_bytes(left)}" if left else "", f"{plural(warned, 'warning')}" if warned else ""]
     told += [] if moving or left else ["nothing to do"]
     parts: list[Part] = [(clip(f"{title}: {', '.join(filter(None, told))}", width, charset), None)]
     return parts + (_change_parts({**view, "changes": moving}, charset, width)[1:] if moving else [])

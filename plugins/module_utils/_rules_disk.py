@@ -39,6 +39,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     texts,
     whole,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 RULES: list[Rule] = []
 rule = rules_into(RULES)
@@ -172,7 +173,7 @@ def needs(context: Context) -> tuple[list[Need], list[str]]:
         found.append(Need(root, size_of, "the engine", True))
     new = set(map(service_name, services(context))) - set(map(str, mapping(dig(context.facts, "record", "services"))))
     if new and fresh:
-        found.append(Need(root, CACHE_BYTES * len(new), f"the caches of {len(new)} service(s)", True))
+        found.append(Need(root, CACHE_BYTES * len(new), f"the caches of {plural(len(new), 'service')}", True))
     return found, unknown
 
 

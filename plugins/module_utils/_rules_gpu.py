@@ -61,6 +61,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_xid import (
     recovery_advice,
     that_count,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 RULES: list[Rule] = []
 rule = rules_into(RULES)
@@ -100,12 +101,12 @@ def missing(context: Context) -> Verdict:
     # A driver that lists no card at all is another finding.
     if (len(there) >= count and not gone) or (not there and text(nvidia(context).get("reason_code"))):
         return None
-    seen = f"{len(there)} GPU(s)" + (f", without {listed(gone)}" if gone else "")
+    seen = plural(len(there), "GPU") + (f", without {listed(gone)}" if gone else "")
     remedy = (
         "run 'nvidia-smi -L' and 'lspci -d 10de:', read 'dmesg | grep -i xid', reboot the host; if the card was taken "
         "out, lower vllm_expected_gpus"
     )
-    return [Failure(seen, f"{count} GPU(s), as vllm_expected_gpus says", remedy)]
+    return [Failure(seen, f"{plural(count, 'GPU')}, as vllm_expected_gpus says", remedy)]
 
 
 @rule(
@@ -188,7 +189,7 @@ def ecc_uncorrected(context: Context) -> Verdict:
         count = whole(dig(card, "ecc", "uncorrected_volatile")) or 0
         if count <= 0:
             return None
-        seen = f"{label(card, context)} counts {count} uncorrected memory error(s) since the driver was loaded"
+        seen = f"{label(card, context)} counts {plural(count, 'uncorrected memory error')} since the driver was loaded"
         remedy = f"{reset(card)}; if they come back, replace it ('nvidia-smi -q -d ECC,ROW_REMAPPER' for the case)"
         return Failure(seen, "0", remedy, severity=graded(card, context))
 

@@ -43,6 +43,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._rules_facts import 
     version,
     whole,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 RULES: list[Rule] = []
 rule = rules_into(RULES)
@@ -156,7 +157,8 @@ def memory(context: Context) -> Verdict:
         SERVICE_BYTES + WORKER_BYTES * max(1, len(items(service.get("gpus")))) for service in services(context)
     )
     severity = WARNING
-    words = f"{len(services(context))} service(s) take about {size(wanted)}"
+    count = len(services(context))
+    words = f"{plural(count, 'service')} {'takes' if count == 1 else 'take'} about {size(wanted)}"
     if mapping(context.plan).get("device") == "cpu":
         models = [artifact_bytes(artifact, context) or 0 for artifact in artifacts(context)]
         space = [_kv_space(service) for service in services(context)]

@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._summary_artifacts i
     artifact_rows,
     fetched_text,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_bytes, human_seconds
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import human_bytes, human_seconds, plural
 
 INDENT = "  "
 BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -68,10 +68,6 @@ def _moves(char: str) -> bool:
     return (kind in ("Cc", "Cs", "Zl", "Zp") and char != "\t") or unicodedata.bidirectional(char) in BIDI_CONTROLS
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _named(names: t.Iterable[str]) -> str:
     """The names, or the first of many."""
     ordered = sorted(names)
@@ -86,9 +82,9 @@ def headline(hosts: t.Mapping[str, Host]) -> str:
     failed = [name for name, host in hosts.items() if host.get("failure") and name not in lost]
     artifacts = [artifact for host in hosts.values() for artifact in host.get("artifacts") or []]
     answering = sum(1 for service in services if service.get("ok"))
-    counted = f"{_plural(len(hosts), 'host')}, {_plural(len(services), 'service')}"
+    counted = f"{plural(len(hosts), 'host')}, {plural(len(services), 'service')}"
     if artifacts and not services:
-        counted = f"{_plural(len(hosts), 'host')}, {_plural(len(artifacts), 'artifact')}"
+        counted = f"{plural(len(hosts), 'host')}, {plural(len(artifacts), 'artifact')}"
     if failed or lost:
         parts = [f"{answering} of {len(services)} answer"] if services else []
         parts += [artifact_headline(artifacts)] if artifacts and not services else []

@@ -42,6 +42,10 @@ def human_rate(rate: float) -> str:
     return f"{rate:.1f} TB/s"
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def human_seconds(seconds: float) -> str:
     """Of an answer: ``71 ms`` or ``4.2 s``."""
     return f"{seconds * 1000:.0f} ms" if round(seconds, 3) < 1 else f"{seconds:.1f} s"

@@ -11,6 +11,8 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass, field
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
+
 
 @dataclass
 class Watch:
@@ -75,7 +77,7 @@ def not_ready(watch: Watch, url: str, elapsed: float, max_restarts: int) -> str:
             f"  remedy:   run playbooks/deploy.yml"
         )
     if watch.given_up(max_restarts):
-        times = f"its process ended {watch.deaths} time(s)" if watch.deaths else f"its process is {state}"
+        times = f"its process ended {plural(watch.deaths, 'time')}" if watch.deaths else f"its process is {state}"
         text = (
             f"{watch.name} did not start: {times} within {elapsed:.0f} s\n"
             f"  seen:     {seen}; state {state}\n"

@@ -160,7 +160,7 @@ def test_a_deploy_says_at_the_end_what_was_turned_off_and_asks_hosts_no_more_tha
 def test_without_it_errors_of_the_plan_still_stop_a_deploy(fresh_box: Box) -> None:
     run = fresh_box.deploy([{"name": "chat"}], vllm_preflight_enabled=False)
     assert run.rc == 2
-    assert "The plan has 1 error(s), nothing was changed." in run.output
+    assert "The plan has 1 error, nothing was changed." in run.output
     assert not fresh_box.root.exists()
 
 

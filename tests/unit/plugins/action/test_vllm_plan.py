@@ -245,7 +245,7 @@ def test_errors_fail_the_task_unless_told_not_to() -> None:
     }
     failed = run(arguments)
     assert failed["failed"]
-    assert failed["msg"].startswith("The plan has 1 error(s), nothing was changed.\nerror plan.gpu_missing (a): GPU 9")
+    assert failed["msg"].startswith("The plan has 1 error, nothing was changed.\nerror plan.gpu_missing (a): GPU 9")
     assert "remedy:" in failed["msg"]
     kept = run({**arguments, "fail_on_errors": False})
     assert "failed" not in kept
@@ -373,9 +373,7 @@ def test_a_misspelt_variable_is_a_warning_that_can_be_turned_off() -> None:
 def test_misspelt_services_stop_the_host() -> None:
     result = fleet_plan("gpu-01", host_facts(), vllm_services=[], vllm_host_services=[], vllm_sevices=[{"name": "a"}])
     assert result["failed"]
-    assert result["msg"].startswith(
-        "The plan has 1 error(s), nothing was changed.\nerror plan.unknown_variable: vllm_se"
-    )
+    assert result["msg"].startswith("The plan has 1 error, nothing was changed.\nerror plan.unknown_variable: vllm_se")
 
 
 def test_a_task_of_a_user_s_own_is_not_held_to_variables() -> None:

@@ -185,7 +185,7 @@ def test_what_the_module_could_not_do_is_passed_on(
 
 def test_check_mode_asks_nothing(host: Host, shown: list[str]) -> None:
     result = run(host, check_mode=True)
-    assert result["msg"] == "Check mode: 1 endpoint(s) would be probed."
+    assert result["msg"] == "Check mode: 1 endpoint would be probed."
     assert result["changed"] is False
     assert host.calls == []
 

@@ -104,7 +104,7 @@ def test_what_keeps_a_wish_from_being_met() -> None:
     assert (finding.code, finding.severity, finding.service) == ("plan.gpu_short", "error", "b")
     assert finding.seen == (
         "0 of 6 GPUs are free and fit (held: 0 by a; left out: 1 (79.6 GiB), 2 (48 GiB), 3 (MIG is on), "
-        "4 (2 uncorrected memory error(s) since the driver was loaded), 5 (compute capability 8.0))"
+        "4 (2 uncorrected memory errors since the driver was loaded), 5 (compute capability 8.0))"
     )
     assert finding.expected == (
         "2 free GPUs of 80 GiB or more of compute capability 9.0 or higher named like 'H100' joined by NVLink"

@@ -270,7 +270,7 @@ def test_a_lost_gpu_among_good_ones(tmp_path: Path) -> None:
     facts = gather(Commands({"-q -x": ok(text)}), make_host(tmp_path, "nvidia-smi"))
     assert len(facts["gpus"]) == 2
     assert facts["reason_code"] == "nvidia.gpu_unreachable"
-    assert "counts 3 GPU(s)" in str(facts["reason"])
+    assert "counts 3 GPUs" in str(facts["reason"])
 
 
 def test_a_report_without_gpus(tmp_path: Path) -> None:

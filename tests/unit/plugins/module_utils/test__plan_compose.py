@@ -140,6 +140,15 @@ BROKEN: dict[str, tuple[str, dict[str, t.Any]]] = {
 }
 
 
+@pytest.mark.parametrize("said", ["Cannot connect to the Docker daemon", "permission denied on /var/run/docker.sock"])
+def test_what_to_do_about_docker_is_said_once(said: str) -> None:
+    running, error = _nvidia.docker_failure(said)
+    down = {"installed": True, "running": running, "error": error}
+    (finding,) = plan(on=facts(container_facts(docker=down)))["findings"]
+    assert finding["seen"] == error.partition(f"{said!r}")[0] + f"{said!r}"
+    assert "systemctl start docker" in finding["remedy"]
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_host_that_can_run_no_container_is_told_apart(name: str) -> None:
     code, part = BROKEN[name]

@@ -210,6 +210,8 @@ def test_sums_stand_side_by_side() -> None:
         "    requests of full length at once       24.3          -",
         "    ~ is an estimate",
     ]
+    view["services"][0]["memory"] = {**MEMORY, "concurrency": 4718.2}
+    assert "    requests of full length at once    4,718.2          -" in memory_lines(view, ASCII, 100)
 
 
 def test_more_services_than_fit_stand_below() -> None:

@@ -141,7 +141,7 @@ def test_what_is_added_is_summed_by_device_and_named() -> None:
         "Qwen/Qwen3-32B 66.0 GiB",
         "whisper-large-v3 3.0 GiB",
         IMAGE[:44] + " 20.4 GiB",
-        "2 service(s) about 4.0 GiB",
+        "2 services about 4.0 GiB",
     ):
         assert part in verdict[0].seen
 

@@ -33,7 +33,7 @@ CASES = [
     passes("gpu.missing", {"settings>vllm_expected_gpus": "4"}),
     passes("gpu.missing", NO_CARDS),
     passes("gpu.missing", {"gpus": [], "nvidia>reason_code": "nvidia.driver_not_loaded"}),
-    fails("gpu.missing", "error", "7 GPU(s)", {"gpus": FACTS["gpus"][:7]}),
+    fails("gpu.missing", "error", "7 GPUs", {"gpus": FACTS["gpus"][:7]}),
     fails("gpu.missing", "error", "without GPU-0bad", {"settings>vllm_expected_gpus": ["GPU-0bad"]}),
     unknown("gpu.missing", {"gpus": None}),
     passes("gpu.gone"),

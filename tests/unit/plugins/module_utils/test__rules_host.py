@@ -40,7 +40,7 @@ CASES = [
     unknown("host.cpu_avx512", {"cpu": None, **CPU}),
     passes("host.memory"),
     passes("host.memory", {"memory": None, "plan>services": []}),
-    fails("host.memory", "warning", "8.0 GiB of memory, and 2 service(s) take about 15.0 GiB",
+    fails("host.memory", "warning", "8.0 GiB of memory, and 2 services take about 15.0 GiB",
           {"memory>total_bytes": 8 * GIB}),
     fails("host.memory", "error", "models of 69.0 GiB and 2.0 GiB for their KV caches",
           {"memory>total_bytes": 64 * GIB, **CPU}),

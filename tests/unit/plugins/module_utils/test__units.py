@@ -69,3 +69,7 @@ def test_seconds_of_an_answer(seconds: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert units.human_duration(seconds) == text
+
+
+def test_one_is_no_plural() -> None:
+    assert [units.plural(count, "GPU") for count in (0, 1, 2)] == ["0 GPUs", "1 GPU", "2 GPUs"]

@@ -92,7 +92,7 @@ def test_it_died() -> None:
     watch = watched(state("starting", 1), state("failed", seen="connection refused", log=["CUDA out of memory", "bye"]))
     watch.observe(state("failed", seen="connection refused", log=["CUDA out of memory", "bye"]))
     assert not_ready(watch, URL, 12.0, 1) == (
-        "chat did not start: its process ended 1 time(s) within 12 s\n"
+        "chat did not start: its process ended 1 time within 12 s\n"
         "  seen:     connection refused; state failed\n"
         "  expected: HTTP 200 from http://127.0.0.1:8000/health\n"
         "  remedy:   correct what its log says below, then run again\n"
