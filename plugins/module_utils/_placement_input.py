@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _gpu_cards, _gpu_shares
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._gpu_wish import ANY, GpuWish, as_wish
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import (
     MOST_SHARED,
@@ -26,18 +26,22 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types imp
     Host,
     Running,
     Shape,
+    Unsized,
     Want,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_gpus import assign_gpus, gpus_of_flags, recorded_pins
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_hub import ANSWERS, remedy_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_ports import listeners
-from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import AS_A_LIST, Service, parse_service
+from ansible_collections.gpufleet.vllm.plugins.module_utils._service_spec import AS_A_LIST, KEYS, Service, parse_service
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing import model_of, size_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils._sizing_plan import demand_of, propose
-from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer, type_name
+from ansible_collections.gpufleet.vllm.plugins.module_utils._spec_values import Refused, integer, nearest, type_name
 
 # Keys that only a fleet service has.
 FLEET_KEYS = ("replicas", "hosts")
+ALL_KEYS = tuple(sorted((*KEYS, *FLEET_KEYS)))
 VARIABLE = "vllm_fleet_services"
+LEFT_OUT, LOST = "it is not in this run", "it was not reached"
 LINKS = ("nvlink", "pcie")
 MOST_REPLICAS = 10_000
 # A display server on a card is no reason to leave the card out; an engine that nobody knows is.
@@ -88,10 +92,11 @@ def read_services(raw: t.Any) -> tuple[list[FleetService], list[Finding]]:
 def _read_service(entry: t.Any, position: int) -> tuple[FleetService | None, list[Finding]]:
     own = {key: value for key, value in entry.items() if key not in FLEET_KEYS} if isinstance(entry, dict) else entry
     service, findings = parse_service(own, position)
-    findings = [_of_the_fleet(finding) for finding in findings]
+    findings = [_of_the_fleet(finding) for finding in findings if finding.code != "service.unknown_key"]
     if not isinstance(entry, dict):
         return None, findings
     name = str(entry.get("name") or f"entry {position + 1}")
+    findings = [*(_unknown_key(str(key), name) for key in entry if key not in ALL_KEYS), *findings]
     values: dict[str, t.Any] = {"port_given": entry.get("port") not in (None, "")}
     for key, convert, field in (("replicas", _replicas, "replicas"), ("hosts", _patterns, "patterns")):
         if entry.get(key) not in (None, ""):
@@ -112,10 +117,14 @@ def _bad(key: str, value: t.Any, expected: str, remedy: str, service: str) -> Fi
 
 def _of_the_fleet(finding: Finding) -> Finding:
     seen, remedy = (text.replace("vllm_services", VARIABLE) for text in (finding.seen, finding.remedy))
-    expected = finding.expected
-    if finding.code == "service.unknown_key":
-        expected = f"{expected}, {', '.join(FLEET_KEYS)}"
-    return replace(finding, seen=seen, remedy=remedy, expected=expected)
+    return replace(finding, seen=seen, remedy=remedy)
+
+
+def _unknown_key(key: str, service: str) -> Finding:
+    guess = nearest(key, ALL_KEYS)
+    remedy = f"write {guess}:" if guess else "delete the key; a vLLM flag belongs under args:"
+    expected = "keys among " + ", ".join(ALL_KEYS)
+    return Finding("service.unknown_key", ERROR, f"unknown key '{key}'", expected, remedy, service)
 
 
 _replicas = integer(0, MOST_REPLICAS)
@@ -142,7 +151,7 @@ def to_want(
     service = fleet.service
     wish = as_wish(None if service.gpus is None else t.cast("int | GpuWish", service.gpus))
     share = _share(service)
-    shapes, findings = _shapes(fleet, wish, memories, models, gpus)
+    shapes, unsized, findings = _shapes(fleet, wish, memories, models, gpus)
     capability = wish.min_compute_capability
     want = Want(
         service=service.name,
@@ -156,6 +165,8 @@ def to_want(
         port=service.port if fleet.port_given else None,
         address=service.bind_address or None,
         elastic=fleet.sized and gpus,
+        patterns=fleet.patterns or (),
+        unsized=unsized,
     )
     return want, findings
 
@@ -177,19 +188,19 @@ def _capability(value: t.Any) -> tuple[int, int] | None:
 
 def _shapes(
     fleet: FleetService, wish: GpuWish, memories: t.Sequence[tuple[int, int]], models: t.Any, gpus: bool
-) -> tuple[tuple[Shape, ...], list[Finding]]:
+) -> tuple[tuple[Shape, ...], Unsized | None, list[Finding]]:
     service = fleet.service
     least = 0 if wish.min_memory_gib is None else int(wish.min_memory_gib * (1 << 30))
     if service.gpus is not None:
-        return (_counted_shape(service, wish.count, least, memories, models),), []
+        return (_counted_shape(service, wish.count, least, memories, models),), None, []
     if not gpus:
-        return (Shape(0),), []
+        return (Shape(0),), None, []
     if service.tensor_parallel_size is not None:
         count = service.tensor_parallel_size
         for flag in PARALLEL:
             value = str(service.args.get(flag, 1))
             count *= max(1, int(value)) if value.isdecimal() else 1
-        return (_counted_shape(service, count, 0, memories, models),), []
+        return (_counted_shape(service, count, 0, memories, models),), None, []
     return _sized_shapes(service, memories, models)
 
 
@@ -217,17 +228,14 @@ def _counted_shape(
 
 def _sized_shapes(
     service: Service, memories: t.Sequence[tuple[int, int]], models: t.Any
-) -> tuple[tuple[Shape, ...], list[Finding]]:
+) -> tuple[tuple[Shape, ...], Unsized | None, list[Finding]]:
     """One shape for each size of card on which the model fits, the fewest cards first."""
     entries = models if isinstance(models, t.Mapping) else {}
     entry = entries.get(f"{service.model}@{service.revision}")
     try:
         model = model_of(entry)
     except FleetError as exc:
-        seen = f"the number of GPUs cannot be told from {service.model}@{service.revision}"
-        seen += f": {exc.seen}" if entry is not None else ", which was not read"
-        remedy = f"set gpus: of {service.name}, for example gpus: 1"
-        return (), [Finding("plan.model_unknown", WARNING, seen, "a model whose size is known", remedy, service.name)]
+        return (), _unsized(service, entry, exc), []
     length = service.max_model_len if isinstance(service.max_model_len, int) else None
     shapes = []
     for memory, most in sorted(memories):
@@ -241,8 +249,20 @@ def _sized_shapes(
         remedy = f"lower max_model_len: of {service.name}, take a quantised model, or add hosts with larger GPUs; with "
         remedy += "gpus: COUNT it is placed whatever the sum says"
         expected = "a model that the GPUs of one host can hold"
-        return (), [Finding("plan.memory_short", ERROR, seen, expected, remedy, service.name)]
-    return tuple(sorted(shapes, key=lambda shape: (shape.count, shape.memory_bytes))), []
+        return (), None, [Finding("plan.memory_short", ERROR, seen, expected, remedy, service.name)]
+    return tuple(sorted(shapes, key=lambda shape: (shape.count, shape.memory_bytes))), None, []
+
+
+def _unsized(service: Service, entry: t.Any, exc: FleetError) -> Unsized:
+    """What stands between us and the size of the model: often the hub, and not the inventory."""
+    seen = f"the number of GPUs cannot be told from {service.model}@{service.revision}"
+    count = f"set gpus: of {service.name}, for example gpus: 1"
+    if entry is None:
+        return Unsized(f"{seen}, which was not read", count)
+    remedy = remedy_of(exc.code, "", service.name)
+    if exc.code not in ANSWERS:
+        remedy = f"{remedy}; or {count}" if remedy else count
+    return Unsized(f"{seen}: {exc.seen.rstrip('.')}", remedy)
 
 
 # --- hosts -----------------------------------------------------------------------------------------------------------
@@ -251,9 +271,9 @@ def _sized_shapes(
 def why_unusable(facts: t.Any) -> str:
     """Why nothing can be said of what a host runs, in words; empty where it can."""
     if not isinstance(facts, t.Mapping):
-        return "it is not in this run"
+        return LEFT_OUT
     if facts.get("unreachable"):
-        return "it was not reached"
+        return LOST
     if facts.get("failed") or "gpus" not in facts:
         return "its facts could not be gathered"
     if not _gpu_cards.usable_cards(facts.get("gpus")) and any(run.cards for run in _running(facts).values()):

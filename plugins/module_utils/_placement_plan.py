@@ -23,6 +23,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement import Solve, place
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_fit import HostState, suits
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_input import (
+    LEFT_OUT,
+    LOST,
     VARIABLE,
     memories,
     read_services,
@@ -33,16 +35,21 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_input imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_short import Shortfalls
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import (
     CHANGED,
+    FAILED,
     MOVED,
     Assignment,
     Host,
     Placement,
+    Unsized,
     Want,
     natural,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 PORTS = re.compile(r"(\d{1,5})-(\d{1,5})")
 KEEP, FREE = "keep", "free"
+# Why a host is not there, as it is said of one and of several.
+VERBS = {LEFT_OUT: ("is not in this run", "are not in this run"), LOST: ("was not reached", "were not reached")}
 # So many names are said in one message.
 SHOWN = 8
 
@@ -111,8 +118,9 @@ def place_fleet(
     given, found = _assign_ports(hosts, wants, placement, span)
     findings += found
     told = {finding.service for finding in errors(findings)}
-    short = Shortfalls(hosts, wants, unseen, placement).findings(told) if placement.unplaced else []
-    findings += short
+    findings += Shortfalls(hosts, wants, unseen, placement).findings(told) if placement.unplaced else []
+    placed = [want for want in wants if want.replicas and want.service not in placement.unplaced]
+    findings += [_unsized(want) for want in placed if want.unsized]
     findings += _moves(hosts, wants, placement)
     findings += _unread(unread) if unread else []
     findings += _missing(absent, placement, missing)
@@ -130,9 +138,10 @@ def brief(findings: t.Sequence[Finding]) -> list[Finding]:
         return []
     services = sorted({finding.service for finding in wrong if finding.service})
     about = f" ({', '.join(services[:SHOWN])}{', ...' if len(services) > SHOWN else ''})" if services else ""
-    seen = f"the placement of {VARIABLE} has {len(wrong)} error(s){about}"
+    seen = f"the placement of {VARIABLE} has {plural(len(wrong), 'error')}{about}"
     expected = "a place for every replica, before anything changes on any host"
-    return [Finding("plan.placement_failed", ERROR, seen, expected, "see what the placement says of each, above")]
+    remedy = "see what is said of the fleet, once for all hosts (fleet.findings in the file of a report)"
+    return [Finding(FAILED, ERROR, seen, expected, remedy)]
 
 
 # --- ports -----------------------------------------------------------------------------------------------------------
@@ -207,6 +216,13 @@ def _unread(why: str) -> list[Finding]:
     return [Finding("plan.models_unread", WARNING, seen, expected, remedy)]
 
 
+def _unsized(want: Want) -> Finding:
+    """Of a service that goes on all the same."""
+    unsized = t.cast("Unsized", want.unsized)
+    expected = "a model whose size is known"
+    return Finding("plan.model_unknown", WARNING, unsized.seen, expected, unsized.remedy, want.service)
+
+
 def _differing(known: t.Mapping[str, Known]) -> list[Finding]:
     names = sorted((name for name, one in known.items() if one.differs), key=natural)
     if not names:
@@ -256,7 +272,8 @@ def _why_not_there(host: Host, want: Want, placement: Placement) -> str:
         return ", ".join(taken)
     counts = sorted({shape.count for shape in want.shapes})
     if len(running.cards) not in counts and not want.elastic:
-        return f"it wants {' or '.join(map(str, counts))} GPU(s) and has {len(running.cards)}"
+        noun = "GPU" if counts == [1] else "GPUs"
+        return f"it wants {' or '.join(map(str, counts))} {noun} and has {len(running.cards)}"
     least = min((shape.memory_bytes for shape in want.shapes), default=0)
     unfit = [cards[uuid].index for uuid in running.cards if not suits(cards[uuid], want, least)]
     if unfit:
@@ -286,26 +303,32 @@ def _missing(absent: t.Mapping[str, str], placement: Placement, policy: str) -> 
         reasons.setdefault(absent[name], []).append(name)
     waiting = sorted(placement.waiting)
     for why, names in reasons.items():
-        left_out = why == "it is not in this run"
-        seen = f"{_listed(names)}: {why}"
+        left_out = why == LEFT_OUT
+        seen, one = _who(names, why), len(names) == 1
         if policy == FREE:
-            seen += "; what it runs is placed on other hosts"
-            remedy = "when it is back, run without vllm_fleet_missing=free: what runs twice then ends in one place"
+            seen += f"; what {'it runs' if one else 'they run'} is placed on other hosts"
+            back = "it is back" if one else "they are back"
+            remedy = f"when {back}, run without vllm_fleet_missing=free: what runs twice then ends in one place"
             findings.append(Finding("plan.host_missing", WARNING, seen, "every host of the fleet", remedy))
             continue
         if waiting:
             count = sum(placement.waiting.values())
-            some = f"{count} replica{'s' if count > 1 else ''} of {_listed(waiting)}"
-            seen += (
-                f"; {some} that no other host has may be there, and {'are' if count > 1 else 'is'} placed nowhere else"
-            )
+            stay = "stays" if count == 1 else "stay"
+            colon = ":" if why in VERBS else ";"
+            seen += f"{colon} {plural(count, 'replica')} ({_listed(waiting)}) may run there and {stay} there"
         if not waiting and left_out:
             continue
-        again = "run without --limit" if left_out else "run again when it answers"
-        remedy = f"{again}; if it is gone for good take it out of the inventory, or use -e vllm_fleet_missing=free"
+        again = "run without --limit" if left_out else f"run again when {'it answers' if one else 'they answer'}"
+        gone, them = ("it is", "it") if one else ("they are", "them")
+        remedy = f"{again}; if {gone} gone for good take {them} out of the inventory, or use -e vllm_fleet_missing=free"
         severity = INFO if left_out else WARNING
         findings.append(Finding("plan.host_missing", severity, seen, "every host of the fleet", remedy))
     return findings
+
+
+def _who(names: t.Sequence[str], why: str) -> str:
+    predicate = VERBS.get(why, ("", ""))[len(names) > 1]
+    return f"{_listed(names)} {predicate}" if predicate else f"{_listed(names)}: {why}"
 
 
 def _listed(names: t.Sequence[str]) -> str:

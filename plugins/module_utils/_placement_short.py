@@ -30,9 +30,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types imp
     Host,
     Placement,
     Shape,
+    Unsized,
     Want,
     natural,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 LINK_WORDS = {"nvlink": "joined by NVLink", "pcie": "joined without leaving the CPU socket"}
 INSTALL = (
@@ -54,6 +56,10 @@ class _Miss:
     lacking: int
     text: str
     holders: tuple[str, ...]
+
+    @property
+    def only_hindered(self) -> bool:
+        return bool(self.hindrance) and self.lacking <= 0
 
     @property
     def rank(self) -> tuple[t.Any, ...]:
@@ -88,13 +94,14 @@ class Shortfalls:
             f"{replicas} no host" if want.replicas == lacking else f"{lacking} of {want.replicas} replicas have no host"
         )
         if not want.shapes:
-            seen += "; the number of GPUs is not known"
-            expected, remedy = "a number of GPUs", f"set gpus: of {want.service}, for example gpus: 1"
-            return Finding("plan.unplaced", ERROR, seen, expected, remedy, want.service)
+            unsized = want.unsized or Unsized("the number of GPUs is not known", f"set gpus: of {want.service}")
+            expected = "a model whose size is known, or a number of GPUs"
+            return Finding("plan.unplaced", ERROR, f"{seen}; {unsized.seen}", expected, unsized.remedy, want.service)
         misses = sorted((self._miss(state, want) for state in self._allowed(want)), key=lambda miss: miss.rank)
         seen += f"; {self._why(want, misses)}"
-        hosts = "1 more host" if lacking == 1 else f"{lacking} more hosts"
-        expected = f"{hosts} with {need_text(want)}"
+        hosts = plural(lacking, "more host") + (f" among {', '.join(want.patterns)}" if want.patterns else "")
+        fits = ", where its model fits" if any(_of_a_card(want, shape) for shape in want.shapes) else ""
+        expected = f"{hosts} with {need_text(want)}{fits}"
         remedy = "; or ".join(self._remedies(want, lacking, misses))
         return Finding("plan.unplaced", ERROR, seen, expected, remedy, want.service)
 
@@ -116,10 +123,12 @@ class Shortfalls:
         if kinds:
             return kinds
         nearest = misses[0]
+        if nearest.only_hindered:
+            return f"nearest is {nearest.host}: {nearest.hindrance}"
         words = f"nearest is {nearest.host}: {nearest.text}"
         fitting = sum(1 for miss in misses if not miss.hindrance and miss.lacking == 0)
         if fitting:
-            words = f"{fitting} host(s) would have room, but not for this and all others"
+            words = f"{plural(fitting, 'host')} would have room, but not for this and all others"
         said = {
             "impossible": "there is no other packing beside what runs",
             "limit": "no other packing was found before the search ended",
@@ -176,7 +185,8 @@ class Shortfalls:
                 words.append(f"GPU {card.index} reports memory errors")
             else:
                 words.append(f"GPU {card.index} is of another kind")
-        text = f"{free} of {least} GPUs are free" + (f" ({', '.join(words)})" if words else "")
+        text = f"{free} of {plural(least, 'GPU')} {'is' if free == 1 else 'are'} free"
+        text += f" ({', '.join(words)})" if words else ""
         text = f"{hindrance}; {text}" if hindrance else text
         if not state.cards and least:
             text = "it has no GPU"
@@ -207,10 +217,16 @@ class Shortfalls:
                 break
             if self._helps(want.service, hosts, wants):
                 found.append(words)
+        if misses and misses[0].only_hindered:
+            first = misses[0]
+            return found or [
+                f"end what holds port {want.port} on {first.host}, or set another port: for {want.service}"
+            ]
         spare = self._spare(want, lacking)
         if self._helps(want.service, [*self.hosts, *spare], self._with(self._anywhere(want, spare))):
             more = "a host" if lacking == 1 else f"{lacking} hosts"
-            found.append(f"add {more} with {need_text(want)}")
+            where = f", within its hosts: ({', '.join(want.patterns)})" if want.patterns else ""
+            found.append(f"add {more} with {need_text(want)} for {want.service}{where}")
         return found or [f"lower replicas: or gpus: of {want.service}, or add hosts"]
 
     def _helps(self, service: str, hosts: t.Sequence[Host], wants: t.Sequence[Want]) -> bool:
@@ -306,7 +322,17 @@ def _kind(state: HostState, want: Want, shape: Shape) -> int:
 
 def need_text(want: Want) -> str:
     """``4 free GPUs of at least 40 GiB, joined by NVLink``; the alternatives of a sized service with ``or``."""
-    return " or ".join(_shape_text(want, shape) for shape in want.shapes)
+    shapes: list[Shape] = []
+    for shape in sorted(want.shapes, key=lambda one: (one.count, one.memory_bytes)):
+        # More cards, or as many larger ones, are no other way to have it.
+        if not any(known.memory_bytes <= shape.memory_bytes for known in shapes):
+            shapes.append(shape)
+    return " or ".join(_shape_text(want, shape) for shape in shapes)
+
+
+def _of_a_card(want: Want, shape: Shape) -> bool:
+    """Whether the memory is that of a card of the fleet on which the model fits, and nobody's wish."""
+    return shape.memory_bytes > 0 and (shape.reckoned or want.elastic)
 
 
 def _shape_text(want: Want, shape: Shape) -> str:
@@ -318,7 +344,7 @@ def _shape_text(want: Want, shape: Shape) -> str:
     if want.name:
         words += f" named '{want.name}'"
     if shape.memory_bytes:
-        words += f" of at least {_gib(shape.memory_bytes, up=True)} GiB"
+        words += f" of at least {_gib(shape.memory_bytes, up=not _of_a_card(want, shape))} GiB"
     if want.capability:
         words += f" with compute capability {want.capability[0]}.{want.capability[1]}"
     return words + (f", {LINK_WORDS[want.link]}" if want.link and shape.count > 1 else "")

@@ -19,6 +19,8 @@ WHOLE = 1000
 # Of a card with several services; the rest is for the driver and the CUDA contexts, which no engine counts.
 MOST_SHARED = 950
 ISLAND = "nvlink"
+# What the plan of each host has where the placement has errors: it points to those, which are said once.
+FAILED = "plan.placement_failed"
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -86,13 +88,22 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Unsized:
+    """Why the number of cards does not follow from the model, and what to do about it."""
+
+    seen: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Want:
     """A fleet service. Each replica runs on a host of its own.
 
     ``shapes`` are tried in order; none means that the size is not known. ``hosts`` of ``None`` are all, ``port`` of
     ``None`` leaves the port to the plan, an ``address`` of ``None`` is that of the host, and a ``share`` below
     :data:`WHOLE` is the stated part of each card's memory. ``name`` is a regular expression. Where the number of cards
-    is our choice (``elastic``), a replica that has more than it needs keeps them.
+    is our choice (``elastic``), a replica that has more than it needs keeps them. ``patterns`` are ``hosts`` as
+    written, for words alone, and ``unsized`` says why there are no shapes.
     """
 
     service: str
@@ -106,6 +117,8 @@ class Want:
     port: int | None = None
     address: str | None = None
     elastic: bool = False
+    patterns: tuple[str, ...] = ()
+    unsized: Unsized | None = None
 
     def allows(self, host: str) -> bool:
         return self.hosts is None or host in self.hosts

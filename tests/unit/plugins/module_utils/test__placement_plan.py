@@ -36,14 +36,14 @@ CONFIGS = Path(__file__).parent / "fixtures/configs"
 SECRET = "sk-unit-0123456789"
 
 
-def facts(name: str, count: int = 4, gib: int = 80, link: str | None = "nv18", **more: t.Any) -> dict[str, t.Any]:
+def facts(name: str, count: int = 4, gib: float = 80, link: str | None = "nv18", **more: t.Any) -> dict[str, t.Any]:
     """What vllm_host_info returns of a host, as far as placement reads it."""
     gpus = [
         {
             "index": index,
             "uuid": f"GPU-{name}-{index}",
             "name": "NVIDIA H100 80GB HBM3",
-            "memory_total_bytes": gib * GIB,
+            "memory_total_bytes": int(gib * GIB),
             "compute_capability": "9.0",
             "numa_node": index // 4,
             "mig": {"current": "disabled"},
@@ -102,7 +102,7 @@ def indices(placed: Fleet) -> dict[str, dict[str, list[int]]]:
         (service("chat", replicas=-1), "service.bad_value", "a whole number from 0 to 10000"),
         (service("chat", hosts=[]), "service.bad_value", "a list of hosts, groups or patterns"),
         (service("chat", hosts=[1]), "service.bad_value", "a list of hosts, groups or patterns"),
-        (service("chat", replica=2), "service.unknown_key", "replicas"),
+        (service("chat", replica=2), "service.unknown_key", "replicas, revision, "),
         ({"name": "chat"}, "service.missing_key", "every service has model:"),
         ("chat", "service.bad_value", "a mapping with name: and model:"),
     ],
@@ -114,6 +114,17 @@ def test_what_cannot_be_a_fleet_service(entry: t.Any, code: str, words: str) -> 
     assert words in finding.expected
     assert "vllm_services" not in finding.remedy.replace("move the service to vllm_services of its host", "")
     assert placed.hosts == {}, "nothing is given up for what could not be read"
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"), [("replica", "write replicas:"), ("host", "write hosts:"), ("prot", "write port:")]
+)
+def test_a_key_is_guessed_among_all_that_a_fleet_service_may_have(key: str, remedy: str) -> None:
+    finding = only(fleet([service("chat", **{key: 2})], {"a": facts("a")}))
+    assert finding.remedy == remedy
+    listed = finding.expected.removeprefix("keys among ").split(", ")
+    assert listed == sorted(listed)
+    assert {"replicas", "hosts", "model"} <= set(listed)
 
 
 def test_a_list_is_expected_and_each_name_once() -> None:
@@ -191,8 +202,50 @@ def test_a_model_of_which_nothing_is_known_runs_on_and_is_not_started() -> None:
     assert indices(running) == {"a": {"x": [1, 2]}}
     assert [(finding.code, finding.severity) for finding in running.findings] == [("plan.model_unknown", "warning")]
     new = fleet(sized, {"a": facts("a")})
-    assert codes(new) == ["plan.model_unknown", "plan.unplaced"]
-    assert "set gpus: of x" in new.findings[1].remedy
+    assert only(new).code == "plan.unplaced", "said once"
+    assert only(new).seen == (
+        "1 replica has no host; the number of GPUs cannot be told from acme/tiny@master, which was not read"
+    )
+    assert only(new).remedy == "set gpus: of x, for example gpus: 1"
+
+
+def refusal(code: str) -> dict[str, t.Any]:
+    """A model that the hub did not give, as vllm_model_info has it."""
+    return {"acme/tiny@master": {"error": {"code": code, "seen": "no answer.", "expected": "one", "remedy": "Mend it"}}}
+
+
+def test_without_a_hub_nothing_new_is_placed_and_the_hub_is_what_to_mend_first() -> None:
+    finding = only(fleet([service("x", None)], {"a": facts("a")}, models=refusal("hub.unreachable")))
+    assert (finding.code, finding.severity) == ("plan.unplaced", "error")
+    assert finding.seen == "1 replica has no host; the number of GPUs cannot be told from acme/tiny@master: no answer"
+    assert finding.remedy.startswith("let the host reach the hub (network, name resolution, https_proxy), or set vllm_")
+    assert finding.remedy.endswith("; or set gpus: of x, for example gpus: 1")
+
+
+@pytest.mark.parametrize("code", ["hub.unreachable", "hub.busy", "hub.not_found", "hub.no_access", "model.gguf", ""])
+def test_what_runs_is_not_refused_while_the_hub_is_down(code: str) -> None:
+    """Neither by the placement nor by the plan of its host, whether the number of its GPUs is stated or not."""
+    runs = {"x": (["GPU-a-1", "GPU-a-2"], 8000), "y": (["GPU-a-0"], 8001)}
+    document = deployed(**runs)["deployed"]
+    for entry in document["services"].values():
+        entry.update(model="acme/tiny", revision="master")
+    there = {**plan_facts(), **facts("a", deployed=document, models=refusal(code))}
+    services = [service("x", None), service("y", 1)]
+    placed = fleet(services, {"a": there, "b": facts("b")}, models=refusal(code))
+    assert indices(placed) == {"a": {"x": [1, 2], "y": [0]}}
+    assert [(one.code, one.severity, one.service) for one in placed.findings] == [
+        ("plan.model_unknown", "warning", "x")
+    ]
+    assert brief(placed.findings) == []
+    planned = plan(*host_services([], services, placed.hosts["a"]), on=there)
+    assert [one for one in planned["findings"] if one["severity"] == "error"] == []
+    assert [one["name"] for one in planned["services"]] == ["x", "y"]
+
+
+def test_a_model_that_the_hub_does_not_have_is_not_mended_by_a_count() -> None:
+    finding = only(fleet([service("x", None)], {"a": facts("a")}, models=refusal("hub.not_found")))
+    assert finding.remedy.startswith("correct model: and revision: of x")
+    assert "gpus: 1" not in finding.remedy
 
 
 def test_a_port_of_a_service_that_runs_is_said_to_be_its_own() -> None:
@@ -398,7 +451,7 @@ def test_the_nearest_host_and_who_is_in_the_way() -> None:
     assert finding.expected == "1 more host with 4 free GPUs"
     assert finding.remedy == (
         "move whisper from gpu-01: set hosts: [gpu-02] on whisper; or gpus: 2 instead of 4 for large, where its model "
-        "fits on them; or add a host with 4 free GPUs"
+        "fits on them; or add a host with 4 free GPUs for large"
     )
     # What is advised does it.
     for more in ({"whisper": {"hosts": ["gpu-02"]}}, {"large": {"gpus": 2}}):
@@ -449,6 +502,53 @@ def test_replicas_ports_and_hosts_that_are_too_few() -> None:
     assert "let x have other hosts" in finding.remedy
 
 
+def test_what_is_needed_names_no_size_that_nobody_asked_for() -> None:
+    """Sizes of the fleet's own cards: an H100 has 79.6 GiB, and one of 44.9 is enough."""
+    known = {"acme/tiny@master": model("llama-3.1-8b.json", 16_060_000_000)}
+    hosts = {"a": facts("a", 1, 44.99), "b": facts("b", 2, 79.65), "c": facts("c", 2, 79.65)}
+    sized = service("chat", None, replicas=4, hosts=["b", "c"], max_model_len=16384)
+    finding = only(fleet([sized], hosts, models=known))
+    assert finding.expected == "2 more hosts among b, c with 1 free GPU of at least 44.9 GiB, where its model fits"
+    assert "add 2 hosts with 1 free GPU of at least 44.9 GiB for chat, within its hosts: (b, c)" in finding.remedy
+    counted = only(fleet([service("chat", 3, max_model_len=16384)], hosts, models=known))
+    assert counted.expected == "1 more host with 3 free GPUs of at least 44.9 GiB, where its model fits"
+    assert only(fleet([service("chat", 3)], hosts)).expected == "1 more host with 3 free GPUs"
+    asked = only(fleet([service("chat", {"count": 3, "min_memory_gib": 44.91})], hosts, models=known))
+    assert asked.expected == "1 more host with 3 free GPUs of at least 45 GiB", "a wish is rounded up"
+    only_large = only(fleet([{**sized, "hosts": None, "replicas": 4}], {"b": hosts["b"]}, models=known))
+    assert only_large.expected == "3 more hosts with 1 free GPU of at least 79.6 GiB, where its model fits"
+
+
+def test_other_ways_to_have_it_are_those_with_more_and_smaller_cards() -> None:
+    wide = {"acme/tiny@master": model("llama-3.1-70b.json", 141_000_000_000)}
+    hosts = {"a": facts("a", 8, 48), "b": facts("b", 8, 80), "c": facts("c", 8, 141)}
+    finding = only(fleet([service("x", None, replicas=4, max_model_len=16384)], hosts, models=wide))
+    assert finding.expected == (
+        "1 more host with 2 free GPUs of at least 141 GiB or 4 free GPUs of at least 48 GiB, where its model fits"
+    )
+
+
+def test_a_port_that_is_held_is_all_that_is_said_where_there_are_cards() -> None:
+    listening = [{"address": "0.0.0.0", "port": 2024, "process": None, "service": None}]
+    finding = only(fleet([service("x", 1, port=2024)], {"a": facts("a", 1, listening=listening)}))
+    assert finding.seen == "1 replica has no host; nearest is a: port 2024 is held by a process of another user"
+    assert finding.remedy == "leave port: of x out, which chooses a free one"
+    full = facts("a", 1, listening=listening, **deployed(y=(["GPU-a-0"], 8000)))
+    finding = only(fleet([service("y"), service("x", 1, port=2024)], {"a": full}))
+    assert "port 2024 is held by a process of another user; 0 of 1 GPU are free (GPU 0 is held by y)" in finding.seen
+    assert "add a host" in finding.remedy
+
+
+def test_each_remedy_names_the_service() -> None:
+    finding = only(fleet([service("x", 5)], {"a": facts("a")}))
+    assert (
+        finding.remedy == "gpus: 4 instead of 5 for x, where its model fits on them; or gpus: 2 instead of 5 for x, "
+        "where its model fits on them; or add a host with 5 free GPUs for x"
+    )
+    named = only(fleet([service("x", {"count": 1, "name": "B200"})], {"a": facts("a")}))
+    assert named.remedy == "add a host with 1 free GPU named 'B200' for x"
+
+
 def test_without_a_solver_it_says_how_to_have_one() -> None:
     sizes = [4, 3, 3, 2, 2, 2]
     services = [service(f"s{number}", size) for number, size in enumerate(sizes)]
@@ -466,12 +566,14 @@ def test_hosts_that_are_not_there() -> None:
     assert indices(limited) == {"a": {"x": [0, 1]}}
     finding = only(limited)
     assert (finding.code, finding.severity) == ("plan.host_missing", "info")
-    assert finding.seen == (
-        "b, c: it is not in this run; 2 replicas of x, y that no other host has may be there, "
-        "and are placed nowhere else"
-    )
+    assert finding.seen == ("b, c are not in this run: 2 replicas (x, y) may run there and stay there")
+    assert finding.remedy.startswith("run without --limit; if they are gone for good take them out of the inventory")
     lost = fleet(services, {"a": here, "b": {"unreachable": True}})
     assert [(finding.code, finding.severity) for finding in lost.findings] == [("plan.host_missing", "warning")]
+    assert only(lost).seen == "b was not reached: 2 replicas (x, y) may run there and stay there"
+    assert only(lost).remedy.startswith("run again when it answers; if it is gone for good take it out of")
+    alone = fleet(services[1:], {"a": facts("a"), "b": {"failed": True}})
+    assert only(alone).seen == "b: its facts could not be gathered; 1 replica (y) may run there and stays there"
     freed = fleet(services, {"a": here, "b": {"unreachable": True}, "c": facts("c")}, missing="free")
     assert indices(freed) == {"a": {"x": [0, 1], "y": [2]}, "c": {"x": [0, 1]}}
     assert codes(freed) == ["plan.host_missing"]
@@ -494,14 +596,16 @@ def test_moves_are_told_with_their_reason() -> None:
     )
     assert moved.seen == "moves from a to b: hosts: does not name it any more"
     grown = only(fleet([service("x", 2)], {"a": facts("a", **deployed(x=(["GPU-a-1"], 8000)))}))
-    assert grown.seen == "changes on a: it wants 2 GPU(s) and has 1"
+    assert grown.seen == "changes on a: it wants 2 GPUs and has 1"
 
 
 def test_each_host_says_it_in_one_finding() -> None:
     placed = fleet([service("x", 9), service("y", 9)], {"a": facts("a")})
     (short,) = brief(placed.findings)
     assert (short.code, short.severity) == ("plan.placement_failed", "error")
-    assert "2 error(s) (x, y)" in short.seen
+    assert "has 2 errors (x, y)" in short.seen
+    assert "fleet.findings" in short.remedy
+    assert "has 1 error (x)" in brief(fleet([service("x", 9)], {"a": facts("a")}).findings)[0].seen
     assert brief(fleet([service("x")], {"a": facts("a")}).findings) == []
 
 
