@@ -4,16 +4,29 @@
 
 from __future__ import annotations
 
+import shutil
 import typing as t
 
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import InventoryManager
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import ERROR, as_text, worst_first
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
+    ERROR,
+    Finding,
+    as_text,
+    worst_first,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import folded
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_plan import FREE, KEEP, Known, brief, place_fleet
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import printable
 
 display = Display()
+
+# Lines that are longer are harder to read.
+NARROWEST, WIDEST = 80, 140
+# Of the run's own output: the strategy loads this file before it starts the worker of a task, which has no terminal.
+COLUMNS = shutil.get_terminal_size((120, 24)).columns
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "services": {"type": "raw", "required": True},
@@ -23,6 +36,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "unread": {"type": "str", "default": ""},
     "ports": {"type": "str", "default": "8000-8999"},
     "missing": {"type": "str", "choices": [KEEP, FREE], "default": KEEP},
+    "show": {"type": "bool", "default": True},
 }
 FLEET, OWN = "vllm_fleet_services", "vllm_services"
 # What decides which cards and ports a host's own services hold. Their secrets are not looked at.
@@ -58,8 +72,8 @@ class ActionModule(ActionBase):
             errors=sum(finding.severity == ERROR for finding in fleet.findings),
             search=fleet.search,
         )
-        if fleet.findings:
-            display.display(as_text(fleet.findings))
+        if fleet.findings and options["show"]:
+            display.display(_block(fleet.findings, min(WIDEST, max(NARROWEST, COLUMNS))))
         return result
 
     def _known(self, hosts: t.Sequence[str], facts: str, task_vars: dict[str, t.Any]) -> dict[str, Known]:
@@ -95,6 +109,11 @@ class ActionModule(ActionBase):
             return templar.template(kept), ""
         except AnsibleError as exc:
             return (), f"its {OWN} cannot be read ({str(exc).splitlines()[0]})"
+
+
+def _block(findings: t.Sequence[Finding], width: int) -> str:
+    lines = [part for line in as_text(findings).splitlines() for part in folded(f"  {printable(line)}", width)]
+    return "\n".join(["the fleet", *lines])
 
 
 class _Patterns:

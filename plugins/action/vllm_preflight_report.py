@@ -34,6 +34,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "plans": {"type": "dict", "default": {}},
     "failures": {"type": "dict", "default": {}},
     "lost": {"type": "list", "elements": "str", "default": []},
+    "placement": {"type": "list", "elements": "dict", "default": []},
     "skip": {"type": "list", "elements": "str", "default": []},
     "fail_on": {"type": "str", "choices": list(FAIL_ON), "default": "error"},
     "quiet": {"type": "bool", "default": False},
@@ -51,7 +52,8 @@ class ActionModule(ActionBase):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         hosts, contexts = parts_of(options)
-        found = fleet_report(hosts, contexts, options["skip"], fleet_rules(), options["fail_on"])
+        placement = options["placement"]
+        found = fleet_report(hosts, contexts, options["skip"], fleet_rules(), options["fail_on"], placement)
         if not (options["quiet"] and _nothing_to_say(found)):
             # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
             display.display("")
@@ -89,7 +91,8 @@ def parts_of(options: dict[str, t.Any]) -> tuple[dict[str, dict[str, t.Any]], li
 
 def _nothing_to_say(found: dict[str, t.Any]) -> bool:
     counts = found["counts"]
-    return bool(found["ok"] and not (counts["warnings"] or counts["infos"] or found["skipped"]))
+    said = counts["errors"] or counts["warnings"] or counts["infos"] or found["skipped"]
+    return bool(found["ok"] and not said)
 
 
 def _written(wanted: str, document: dict[str, t.Any]) -> dict[str, t.Any]:

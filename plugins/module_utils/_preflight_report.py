@@ -20,6 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
     as_text,
     worst_first,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import FAILED
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import (
     Context,
     FleetRule,
@@ -103,13 +104,20 @@ def fleet_report(
     skip: t.Collection[str],
     rules: t.Sequence[FleetRule],
     fail_on: str,
+    placement: t.Iterable[t.Mapping[str, t.Any]] = (),
 ) -> dict[str, t.Any]:
-    """The document without its title and time; each of ``hosts`` is a `host_result`, or says why there is none."""
+    """The document without its title and time; each of ``hosts`` is a `host_result`, or says why there is none.
+
+    Findings of the ``placement`` are about no host, and so about all of them.
+    """
     every = {name: _whole(host) for name, host in hosts.items()}
     fleet = evaluate_fleet(contexts, skip, rules).as_dict()
+    placed = [{"hosts": [], **one.as_dict()} for one in worst_first(as_findings(placement))]
+    fleet["findings"] = [*placed, *fleet["findings"]]
     across: dict[str, list[dict[str, t.Any]]] = {}
     for item in fleet["findings"]:
-        for name in item["hosts"]:
+        # Where the placement has errors, each host's plan has one that says so.
+        for name in item["hosts"] or (() if item["severity"] == ERROR else every):
             across.setdefault(name, []).append({key: value for key, value in item.items() if key != "hosts"})
     for name, host in every.items():
         findings = as_findings([*host["findings"], *across.get(name, [])])
@@ -147,6 +155,11 @@ def _severity(host: t.Mapping[str, t.Any], findings: t.Iterable[Finding]) -> str
     return next((one for one in SEVERITIES if any(each.severity == one for each in findings)), "")
 
 
+def placement_failed(fleet: t.Mapping[str, t.Any]) -> bool:
+    """Whether the errors are there to which the plan of each host points."""
+    return any(one.get("severity") == ERROR and not one.get("hosts") for one in fleet.get("findings") or [])
+
+
 def _own(host: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
     return [one for one in host["findings"] if str(one["code"]).startswith("preflight.")]
 
@@ -158,6 +171,8 @@ def _fleet_counts(every: t.Mapping[str, t.Mapping[str, t.Any]], fleet: t.Mapping
     said = Counter((one["severity"], one["seen"]) for host in every.values() for one in _own(host))
     for (severity, _seen), times in said.items():
         total[f"{severity}s"] -= times - 1
+    if placement_failed(fleet):
+        total["errors"] -= sum(one["code"] == FAILED for host in every.values() for one in host["findings"])
     lost = sum(1 for host in every.values() if host["unreachable"])
     return {
         "hosts": len(every),

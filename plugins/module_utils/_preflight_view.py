@@ -23,8 +23,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
     WARNING,
     Finding,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import FAILED
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import as_findings
+from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_report import placement_failed
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import BLANK, INDENT, Part, printable
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 COLOURS: dict[str, str | None] = {ERROR: "red", WARNING: "yellow", INFO: None}
 # So many names or ranges of hosts are shown; the file has them all.
@@ -36,10 +39,6 @@ MOST_SEEN = 6
 NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$", re.DOTALL)
 LABELS = ("expected", "remedy", "more")
 Host = t.Mapping[str, t.Any]
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 # ---- names of hosts
@@ -92,7 +91,9 @@ def _follows(first: str, second: str) -> bool:
 
 
 def heading(names: t.Collection[str], total: int) -> str:
-    """``gpu-03``, ``14 hosts: gpu-01 .. gpu-14``, ``all 20 hosts``."""
+    """``gpu-03``, ``14 hosts: gpu-01 .. gpu-14``, ``all 20 hosts``; ``the fleet`` where no host is named."""
+    if not names:
+        return "the fleet"
     if len(names) == 1:
         return next(iter(names))
     if len(names) == total:
@@ -155,7 +156,8 @@ def group(folds: t.Iterable[Fold]) -> list[Group]:
         each.folds.sort(key=lambda one: (_rank(one), one.finding.service, one.finding.code))
     # What most hosts have is the first thing to know, and often the cause of the rest.
     return sorted(
-        groups.values(), key=lambda each: (each.worst, -len(each.hosts), [_natural(host) for host in each.hosts])
+        groups.values(),
+        key=lambda each: (each.worst, bool(each.hosts), -len(each.hosts), [_natural(host) for host in each.hosts]),
     )
 
 
@@ -165,6 +167,8 @@ def _rank(one: Fold) -> int:
 
 def findings_of(hosts: t.Mapping[str, Host], fleet: t.Mapping[str, t.Any]) -> list[tuple[list[str], Finding]]:
     found = [([name], one) for name in hosts for one in as_findings(hosts[name].get("findings") or [])]
+    if placement_failed(fleet):
+        found = [(names, one) for names, one in found if one.code != FAILED]
     for item in fleet.get("findings") or []:
         found += [([str(host) for host in item.get("hosts") or []], one) for one in as_findings([item])]
     return found
@@ -253,7 +257,7 @@ def _seen(one: Fold) -> list[str]:
     if len(one.seen) == 1:
         return list(one.seen)
     pairs = list(one.seen.items())
-    if len(one.hosts) == 1:
+    if len(one.hosts) <= 1:
         return [text for text, _names in pairs]
     lines = [f"{compact(names)}: {text}" for text, names in pairs[:MOST_SEEN]]
     rest = pairs[MOST_SEEN:]

@@ -67,6 +67,12 @@ options:
     type: str
     choices: [keep, free]
     default: keep
+  show:
+    description:
+      - Whether the findings are shown. V(false) where a report shows them later, such as
+        M(gpufleet.vllm.vllm_preflight_report).
+    type: bool
+    default: true
 seealso:
   - module: gpufleet.vllm.vllm_host_info
   - module: gpufleet.vllm.vllm_model_info
@@ -91,6 +97,7 @@ EXAMPLES = r"""
     unread: "{{ known.msg | default('') }}"
     ports: 8000-8999
     missing: keep
+    show: true
   run_once: true
   register: placed
 

@@ -31,7 +31,8 @@ notes:
     looked at, or empty), C(stopped_by) (the findings that fail it, as text, or empty), C(findings), C(passed),
     C(unknown), C(skipped), C(counts) and C(versions), as in RV(gpufleet.vllm.vllm_preflight#module:report).
   - C(fleet) has C(findings), C(passed), C(unknown) and C(skipped) of the rules across hosts. Each of these findings has
-    also C(hosts), those that it is about.
+    also C(hosts), those that it is about. Those of the placement stand first, and have none, since they are about the
+    fleet. Where they have errors, C(plan.placement_failed) of each host points to them, and is not counted.
 options:
   title:
     description:
@@ -63,6 +64,12 @@ options:
       - Hosts of the run that left it because their connection broke, so that they have no part in O(hosts).
     type: list
     elements: str
+    default: []
+  placement:
+    description:
+      - What M(gpufleet.vllm.vllm_place) returned as C(findings), where services were placed.
+    type: list
+    elements: dict
     default: []
   skip:
     description:
@@ -101,6 +108,7 @@ EXAMPLES = r"""
     failures:
       gpu-07: Docker could not be asked.
     lost: "{{ ansible_play_hosts_all | difference(ansible_play_hosts) }}"
+    placement: "{{ placed.findings | default([]) }}"
     skip: [fleet.drivers]
     fail_on: warning
     quiet: false

@@ -143,7 +143,23 @@ def test_what_has_no_place_is_said_once_and_to_each_host(play: Play) -> None:
     assert [finding["code"] for finding in result["host_findings"]] == ["plan.placement_failed"]
     assert [entry["name"] for entries in result["hosts"].values() for entry in entries] == ["small"]
     (shown,) = play.shown
-    assert shown.startswith("error plan.unplaced (large): 1 replica has no host")
+    assert shown.startswith("the fleet\n  error plan.unplaced (large): 1 replica has no host")
+    assert max(map(len, shown.splitlines())) <= 120
+    assert "\n    remedy:   " in shown
+
+
+def test_a_report_shows_it_later(play: Play) -> None:
+    services = [{"name": "large", "model": "acme/tiny", "gpus": 8}]
+    assert play.run(services=services, show=False, missing="free")["errors"] == 1
+    assert play.shown == []
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(60, 80), (100, 100), (300, 140)])
+def test_the_width_of_the_terminal(play: Play, monkeypatch: pytest.MonkeyPatch, columns: int, widest: int) -> None:
+    monkeypatch.setattr(vllm_place, "COLUMNS", columns)
+    play.run(services=[{"name": "large", "model": "acme/tiny", "gpus": 8}], missing="free")
+    lines = play.shown[-1].splitlines()
+    assert widest - 20 < max(map(len, lines)) <= widest
 
 
 def test_own_services_that_cannot_be_read_leave_a_host_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
-from ansible.template import Templar
+from ansible.template import Templar, trust_as_template
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_preflight_report
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import Context, HostReport
@@ -123,6 +123,29 @@ def test_rules_across_hosts_see_the_facts_and_plans_of_those_that_have_some(scre
     result = run(**arguments, skip=codes)
     assert result["stopped"] == {}
     assert f"turned off by vllm_preflight_skip: {', '.join(sorted(codes))[:60]}" in screen.text
+
+
+def test_what_the_placement_found(screen: Screen, tmp_path: Path) -> None:
+    path = tmp_path / "preflight.json"
+    unplaced = Finding("plan.unplaced", "error", "1 replica has no host", "1 more host", "add one", "chat")
+    run(hosts={"gpu-01": outcome()}, placement=[unplaced.as_dict()], quiet=True, path=str(path))
+    assert "\nthe fleet\n  error plan.unplaced (chat): 1 replica has no host\n" in screen.text
+    (finding,) = json.loads(path.read_text(encoding="utf-8"))["fleet"]["findings"]
+    assert finding == {"hosts": [], **unplaced.as_dict()}
+
+
+def test_the_role_passes_what_the_placement_found() -> None:
+    role = Path(documented.__file__).resolve().parents[2] / "roles/vllm_preflight/tasks/report.yml"
+    (task,) = yaml.safe_load(role.read_text(encoding="utf-8"))
+    arguments = task["gpufleet.vllm.vllm_preflight_report"]
+    assert set(arguments) == set(vllm_preflight_report.ARGUMENT_SPEC)
+    for variables, expected in (
+        ({}, []),
+        ({"__vllm_placed": {"skipped": True}}, []),
+        ({"__vllm_placed": {"findings": [1]}}, [1]),
+    ):
+        templar = Templar(loader=DataLoader(), variables=variables)
+        assert templar.template(trust_as_template(arguments["placement"])) == expected
 
 
 def test_warnings_fail_where_they_are_to(screen: Screen) -> None:

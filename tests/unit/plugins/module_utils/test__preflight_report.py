@@ -41,6 +41,9 @@ def made(host: str, *findings: Finding, plan: t.Mapping[str, t.Any] | None = Non
     return host_result(report, Context(host, FACTS, plan or {}))
 
 
+POINTER = finding("plan.placement_failed", "error")
+
+
 def across(verdict: FleetVerdict) -> list[FleetRule]:
     def check(_contexts: Sequence[Context]) -> FleetVerdict:
         return verdict
@@ -165,3 +168,34 @@ def test_no_host_at_all() -> None:
     document = fleet({})
     assert document["ok"]
     assert document["counts"]["hosts"] == 0
+
+
+def placed(*findings: Finding, hosts: int = 3, fail_on: str = "error") -> dict[str, t.Any]:
+    """A fleet after a placement; where that has errors, each host's plan points to them."""
+    failed = any(one.severity == "error" for one in findings)
+    plan = {"findings": [POINTER.as_dict()]} if failed else {}
+    every = {f"gpu-{number}": made(f"gpu-{number}", plan=plan) for number in range(hosts)}
+    return fleet_report(every, [], [], [], fail_on, [one.as_dict() for one in findings])
+
+
+def test_findings_of_the_placement_are_the_fleets_and_counted_once() -> None:
+    found = placed(finding("plan.host_missing", "info"), finding("plan.unplaced", "error", "chat"))
+    assert [(one["code"], one["hosts"]) for one in found["fleet"]["findings"]] == [
+        ("plan.unplaced", []), ("plan.host_missing", [])
+    ]  # fmt: skip
+    assert (found["counts"]["errors"], found["counts"]["infos"], found["counts"]["failed"]) == (1, 1, 0)
+    assert (found["ok"], found["counts"]["hosts_failed"]) == (False, 3)
+    for host in found["hosts"].values():
+        assert "plan.placement_failed" in host["stopped_by"]
+        assert "plan.unplaced" not in host["stopped_by"], "not all of it on each of 500 hosts"
+
+
+def test_a_warning_of_the_placement_is_one_of_every_host() -> None:
+    found = placed(finding("plan.service_moved", "warning", "chat"))
+    assert (found["ok"], found["counts"]["hosts_warned"], found["counts"]["warnings"]) == (True, 3, 1)
+    assert not placed(finding("plan.service_moved", "warning", "chat"), fail_on="warning")["ok"]
+
+
+def test_a_host_that_points_to_a_placement_that_is_not_there_is_counted() -> None:
+    every = {"a": made("a", plan={"findings": [POINTER.as_dict()]})}
+    assert fleet_report(every, [], [], [], "error")["counts"]["errors"] == 1

@@ -248,3 +248,37 @@ def test_the_notes_for_the_end_of_a_run() -> None:
 def test_no_host() -> None:
     assert text(document({})).startswith("Preflight: no host")
     assert closing(document({}), 80)[0].startswith("0 hosts, 1 check: 1 passed")
+
+
+def placed(*findings: Finding, hosts: int = 3) -> dict[str, t.Any]:
+    failed = any(one.severity == "error" for one in findings)
+    plan = {"findings": [finding("plan.placement_failed").as_dict()]} if failed else {}
+    names = [f"gpu-{number}" for number in range(hosts)]
+    every = {name: host_result(HostReport(name, [], ["a.b"]), Context(name, {}, plan)) for name in names}
+    return fleet_report(every, [], [], [], "error", [one.as_dict() for one in findings])
+
+
+def test_what_the_placement_found_is_a_block_of_the_fleet() -> None:
+    found = placed(
+        finding("plan.unplaced", service="chat", seen="1 replica has no host; " + "words " * 40),
+        finding("plan.host_missing", "info", seen="gpu-8: one"),
+        finding("plan.host_missing", "info", seen="gpu-9: other"),
+    )
+    shown = text(found, 80)
+    lines = shown.splitlines()
+    assert lines[2] == "the fleet"
+    assert lines[3].startswith("  error plan.unplaced (chat): 1 replica has no host")
+    assert max(map(len, lines)) <= 80
+    assert shown.count("the fleet") == 1
+    assert "placement_failed" not in shown, "each host only points to what is said here"
+    assert "gpu-8: one" in shown
+    assert "gpu-9: other" in shown
+    assert "1 error, 0 warnings" in " ".join(shown.split())
+
+
+def test_the_fleet_stands_before_what_all_hosts_have() -> None:
+    found = placed(finding("plan.service_moved", "warning", service="chat"))
+    found["hosts"]["gpu-0"]["findings"].append(finding("gpu.a", "warning").as_dict())
+    shown = text(found)
+    assert shown.index("the fleet") < shown.index("gpu.a")
+    assert "plan.service_moved (chat): plan.service_moved seen (the fleet)" in notes(found)
