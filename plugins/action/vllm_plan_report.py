@@ -15,7 +15,13 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import ASCII, UTF8, Charset
-from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_report import WIDTH, all_well, as_parts, document
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_report import (
+    WIDTH,
+    all_well,
+    as_parts,
+    document,
+    stopped,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_view import without_values
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
 
@@ -61,7 +67,7 @@ class ActionModule(ActionBase):
         for text, colour in as_parts(options["title"], views, charset, width, options["definitions"]):
             # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
             display.display(text, color=colour)
-        result.update(changed=False, ok=all_well(views))
+        result.update(changed=False, ok=all_well(views), stopped=stopped(views))
         if options["path"]:
             plans = {name: without_values(plan) for name, plan in options["plans"].items() if plan}
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

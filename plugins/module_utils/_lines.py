@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import re
 import textwrap
+import typing as t
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 LABEL = re.compile(r" *(?:seen|expected|remedy): +")
 FINDING = re.compile(r" *(?:error|warning|info) [a-z_]+\.[a-z_]+")
 # Where a failure in one line goes over to what was expected and what to do.
 SENTENCES = re.compile(r"(?:^|\.? )(?=(?:Expected|Remedy): )")
 INDENT = "  "
+NAMED_CODES = 3
 
 
 def folded(line: str, width: int) -> list[str]:
@@ -41,6 +45,15 @@ def told(failure: str, width: int, mark: str = "") -> list[str]:
         whole = number > 0 and not known and parts == [line]
         lines += parts if whole else [piece for part in parts for piece in folded(part, width)]
     return lines
+
+
+def in_brief(codes: t.Sequence[str], failure: str = "", noun: str = "error") -> str:
+    """What ends a host, for a line in which its name stands already: ``plan.docker_down, gpu.ecc (3 errors)``."""
+    kinds = list(dict.fromkeys(codes))
+    more = f" and {len(kinds) - NAMED_CODES} more" if len(kinds) > NAMED_CODES else ""
+    said = [f"{', '.join(kinds[:NAMED_CODES])}{more} ({plural(len(codes), noun)})"] if kinds else []
+    said += [SENTENCES.split(failure.splitlines()[0])[0].rstrip(".")] if failure.strip() else []
+    return "; ".join(said)
 
 
 def _labelled(part: str) -> str:

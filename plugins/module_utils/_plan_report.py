@@ -16,7 +16,7 @@ import re
 import typing as t
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import SEVERITIES, Finding, as_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import folded, told
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import folded, in_brief, told
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_changes import KEEP, RESTART, START, STOP, UNKNOWN
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
     UTF8,
@@ -54,6 +54,17 @@ def failed(view: View) -> bool:
     return bool(
         view.get("errors") or view.get("failure") or any(one.get("failure") for one in view.get("artifacts") or [])
     )
+
+
+def stopped(views: Views) -> dict[str, str]:
+    """Why each host that ends with a failure does, in a few words."""
+    return {name: _ended(normal(view)) for name, view in views.items() if failed(normal(view))}
+
+
+def _ended(view: View) -> str:
+    codes = [str(one.get("code")) for one in view.get("findings") or [] if one.get("severity") == "error"]
+    failures = [view.get("failure"), *(one.get("failure") for one in view.get("artifacts") or [])]
+    return in_brief(codes, next((str(text) for text in failures if text), ""))
 
 
 def all_well(views: Views) -> bool:

@@ -92,4 +92,9 @@ ok:
   returned: success
   type: bool
   sample: true
+stopped:
+  description: Why a host has no plan that can be carried out, in a few words, by host; the others are not in it.
+  returned: success
+  type: dict
+  sample: {"gpu-03": "plan.docker_down (1 error)"}
 """

@@ -105,6 +105,19 @@ def test_the_file_has_the_whole_plan_and_no_value_of_an_environment(screen: Scre
     assert "NOTE" in text
 
 
+def test_why_each_host_stops_is_told_in_brief(screen: Screen) -> None:
+    _made, view = planned()
+    wrong = {**view, "errors": 1, "findings": [{"code": "plan.docker_down", "severity": "error"},
+                                               {"code": "plan.x", "severity": "warning"}]}  # fmt: skip
+    gone = {**view, "artifacts": [{"failure": "There is no acme/gone"}]}
+    result = run(hosts={"gpu-01": view, "gpu-02": wrong, "gpu-03": gone}, lost=["gpu-04"])
+    assert result["stopped"] == {
+        "gpu-02": "plan.docker_down (1 error)",
+        "gpu-03": "There is no acme/gone",
+        "gpu-04": "the connection to the host was lost on the way",
+    }
+
+
 def test_a_file_that_can_not_be_written(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     for directory in ("taken", "nothing/there"):

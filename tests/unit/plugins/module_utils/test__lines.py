@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import Finding, as_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import folded, told
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import folded, in_brief, told
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,19 @@ def test_findings_in_a_failure_are_wrapped_and_not_taken_apart() -> None:
     assert lines[1] == "error gpu.ecc (chat): many words many"
     assert max(map(len, lines)) <= 40
     assert lines[-2:] == ["  expected: few words", "  remedy:   reboot. Remedy: no"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "failure", "text"),
+    [
+        (["plan.docker_down"], "", "plan.docker_down (1 error)"),
+        (["a.b", "a.c", "a.b"], "", "a.b, a.c (3 errors)"),
+        (["a.b", "a.c", "a.d", "a.e", "a.f"], "", "a.b, a.c, a.d and 2 more (5 errors)"),
+        ([], "the host cannot be reached\n  seen:     x", "the host cannot be reached"),
+        ([], "No space. Expected: some. Remedy: make some.", "No space"),
+        (["a.b"], "Stopped.", "a.b (1 error); Stopped"),
+        ([], "", ""),
+    ],
+)
+def test_what_ends_a_host_in_brief(codes: list[str], failure: str, text: str) -> None:
+    assert in_brief(codes, failure) == text
