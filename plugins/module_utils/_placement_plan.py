@@ -26,6 +26,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_input imp
     LEFT_OUT,
     LOST,
     VARIABLE,
+    FleetService,
     memories,
     read_services,
     to_host,
@@ -44,6 +45,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types imp
     Want,
     natural,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_hub import check_answer, with_deployed
 from ansible_collections.gpufleet.vllm.plugins.module_utils._units import plural
 
 PORTS = re.compile(r"(\d{1,5})-(\d{1,5})")
@@ -100,7 +102,7 @@ def place_fleet(
     names = {fleet.service.name for fleet in services}
     if errors(findings):
         # Of services that cannot be read nothing is known, so nothing is given up and nothing is placed.
-        return Fleet(findings=tuple(findings))
+        return Fleet(findings=(*findings, *_refused_models(services, known, models)))
     unusable = {name: why_unusable(one.facts) or one.unusable for name, one in known.items()}
     absent = {name: why for name, why in unusable.items() if why}
     hosts = [to_host(name, one.facts, one.services, names) for name, one in known.items() if name not in absent]
@@ -291,6 +293,16 @@ def _why_not_there(host: Host, want: Want, placement: Placement) -> str:
     if joined is not None and not any(positions <= set(group) for group in joined):
         return f"its GPUs are not joined by {want.link}"
     return "it does not fit there any more"
+
+
+def _refused_models(services: t.Sequence[FleetService], known: t.Mapping[str, Known], models: t.Any) -> list[Finding]:
+    """Models that the hub does not have, and no host runs: one mistake shall not hide another."""
+    entries = {name: one for name, one in models.items() if isinstance(one, dict)} if isinstance(models, dict) else {}
+    for one in known.values():
+        entries = with_deployed(entries, one.facts) if isinstance(one.facts, t.Mapping) else entries
+    asked = ((fleet.service.name, f"{fleet.service.model}@{fleet.service.revision}") for fleet in services)
+    answers = [check_answer(service, entries.get(name)) for service, name in asked]
+    return [answer for answer in answers if answer is not None]
 
 
 def _missing(absent: t.Mapping[str, str], placement: Placement, policy: str) -> list[Finding]:

@@ -132,6 +132,22 @@ def test_a_list_is_expected_and_each_name_once() -> None:
     assert codes(fleet([service("x"), service("x")], {"a": facts("a")})) == ["service.duplicate_name"]
 
 
+def test_a_list_that_is_wrong_hides_no_model_that_is_wrong_too() -> None:
+    error = {"code": "hub.not_found", "seen": "no such model", "expected": "one", "remedy": "x"}
+    models = {"acme/tinny@master": {"error": error}, "acme/tiny@master": {"error": {**error, "code": "hub.tls"}}}
+    services = [service("x"), service("x"), service("y", model="acme/tinny")]
+    placed = fleet(services, {"a": facts("a")}, models=models)
+    assert [(finding.code, finding.service) for finding in placed.findings] == [
+        ("service.duplicate_name", "x"),
+        ("plan.model_not_found", "y"),
+    ]
+    runs = {"deployed": {"services": {"y": {"model": "acme/tinny", "revision": "master"}}}}
+    hosts = {"a": facts("a"), "b": facts("b", **runs), "c": None, "d": {"unreachable": True}}
+    assert codes(fleet(services, hosts, models=models)) == ["service.duplicate_name"], "it runs, and goes on"
+    for odd in (None, 7, {"acme/tinny@master": 7}):
+        assert codes(fleet(services, {"a": facts("a", **runs)}, models=odd)) == ["service.duplicate_name"]
+
+
 def test_one_list_for_all() -> None:
     finding = only(fleet([service("x")], {"a": facts("a"), "b": Known(facts("b"), differs=True)}))
     assert (finding.code, "on b than" in finding.seen) == ("plan.fleet_differs", True)
