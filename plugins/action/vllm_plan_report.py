@@ -31,6 +31,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "title": {"type": "str", "default": "Plan"},
     "hosts": {"type": "dict", "required": True},
     "lost": {"type": "list", "elements": "str", "default": []},
+    "placement": {"type": "list", "elements": "dict", "default": []},
     "plans": {"type": "dict", "default": {}},
     "definitions": {"type": "bool", "default": False},
     "charset": {"type": "str", "choices": ["auto", "utf8", "ascii"], "default": "auto"},
@@ -64,14 +65,16 @@ class ActionModule(ActionBase):
         # Wider lines are harder to read; a narrower terminal gets what fits it.
         width = min(WIDTH, max(NARROWEST, COLUMNS))
         display.display("")
-        for text, colour in as_parts(options["title"], views, charset, width, options["definitions"]):
+        placement = options["placement"]
+        for text, colour in as_parts(options["title"], views, charset, width, options["definitions"], placement):
             # Colour only reaches a terminal that takes it: display() leaves it out elsewhere.
             display.display(text, color=colour)
-        result.update(changed=False, ok=all_well(views), stopped=stopped(views))
+        result.update(changed=False, ok=all_well(views, placement), stopped=stopped(views))
         if options["path"]:
             plans = {name: without_values(plan) for name, plan in options["plans"].items() if plan}
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            self._write(os.path.abspath(options["path"]), document(options["title"], views, plans, finished), result)
+            data = document(options["title"], views, plans, finished, placement)
+            self._write(os.path.abspath(options["path"]), data, result)
         return result
 
     @staticmethod

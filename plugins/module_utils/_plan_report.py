@@ -15,8 +15,15 @@ import json
 import re
 import typing as t
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import SEVERITIES, Finding, as_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
+    ERROR,
+    SEVERITIES,
+    WARNING,
+    Finding,
+    as_text,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import folded, in_brief, told
+from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import FAILED
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_changes import KEEP, RESTART, START, STOP, UNKNOWN
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import (
     UTF8,
@@ -43,6 +50,8 @@ COLOURS = {START: "green", RESTART: "yellow", STOP: "red", KEEP: None, UNKNOWN: 
 SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": None}
 View = t.Mapping[str, t.Any]
 Views = t.Mapping[str, View]
+Placement = t.Sequence[t.Mapping[str, t.Any]]
+"""What placing the services of the fleet came upon, which is about no host."""
 
 
 def normal(view: View | None) -> View:
@@ -67,8 +76,17 @@ def _ended(view: View) -> str:
     return in_brief(codes, next((str(text) for text in failures if text), ""))
 
 
-def all_well(views: Views) -> bool:
-    return not any(failed(normal(view)) for view in views.values())
+def all_well(views: Views, placement: Placement = ()) -> bool:
+    return not (any(failed(normal(view)) for view in views.values()) or _count(placement, ERROR))
+
+
+def _count(findings: t.Iterable[t.Mapping[str, t.Any]], severity: str) -> int:
+    return sum(1 for one in findings if one.get("severity") == severity)
+
+
+def _without_pointers(view: View) -> View:
+    """A host without the error that only points to those of the placement."""
+    return {**view, "findings": [one for one in view.get("findings") or [] if one.get("code") != FAILED]}
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -299,9 +317,11 @@ def _finding_parts(view: View, width: int) -> list[Part]:
 # --- the fleet -------------------------------------------------------------------------------------------------------
 
 
-def totals(views: Views) -> dict[str, int]:
-    """The fleet in numbers."""
+def totals(views: Views, placement: Placement = ()) -> dict[str, int]:
+    """The fleet in numbers. What the placement found is counted once, whatever host points to it."""
     every = [normal(view) for view in views.values()]
+    found = [one for view in every for one in view.get("findings") or []]
+    pointers = sum(1 for one in found if one.get("code") == FAILED) if _count(placement, ERROR) else 0
     cards = [card for view in every for card in view.get("cards") or []]
     changes = [change["change"] for view in every for change in view.get("changes") or []]
     artifacts = [one for view in every for one in view.get("artifacts") or []]
@@ -314,15 +334,15 @@ def totals(views: Views) -> dict[str, int]:
         "cards_foreign": sum(1 for card in cards if card.get("foreign") and not card.get("holders")),
         "bytes_to_fetch": sum(one.get("bytes_to_fetch") or 0 for one in artifacts),
         "artifacts_unknown": sum(1 for one in artifacts if one.get("bytes_to_fetch") is None),
-        "errors": sum(int(view.get("errors") or 0) for view in every),
-        "warnings": sum(1 for view in every for one in view.get("findings") or [] if one.get("severity") == "warning"),
+        "errors": sum(int(view.get("errors") or 0) for view in every) - pointers + _count(placement, ERROR),
+        "warnings": _count(found, WARNING) + _count(placement, WARNING),
         **{kind: changes.count(kind) for kind in (START, RESTART, STOP, KEEP, UNKNOWN)},
     }
 
 
-def bottom_line(title: str, views: Views, width: int = WIDTH) -> tuple[str, str]:
+def bottom_line(title: str, views: Views, width: int = WIDTH, placement: Placement = ()) -> tuple[str, str]:
     """What would happen, in a line or two, and the colour."""
-    sums = totals(views)
+    sums = totals(views, placement)
     said = [plural(sums["hosts"], "host")]
     if sums["cards"]:
         free = sums["cards"] - sums["cards_used"] - sums["cards_foreign"]
@@ -351,11 +371,18 @@ def bottom_line(title: str, views: Views, width: int = WIDTH) -> tuple[str, str]
 
 
 def as_parts(
-    title: str, views: Views, charset: Charset = UTF8, width: int = WIDTH, definitions: bool = False
+    title: str,
+    views: Views,
+    charset: Charset = UTF8,
+    width: int = WIDTH,
+    definitions: bool = False,
+    placement: Placement = (),
 ) -> list[Part]:
     """The whole, in pieces of one colour."""
     parts: list[Part] = []
     every = groups(views)
+    if _count(placement, ERROR):
+        every = [(names, _without_pointers(view)) for names, view in every]
     many = len(every) > WHOLE_GROUPS
     whole = [group for group in every if not many or failed(group[1])]
     for names, view in every:
@@ -368,7 +395,9 @@ def as_parts(
     parts += [(explained, None), BLANK] if explained else []
     if many:
         parts += [(MANY, None), BLANK]
-    return [*parts, bottom_line(title, views, width)]
+    if placement:
+        parts += [("the fleet", None), *_finding_parts({"findings": placement}, width), BLANK]
+    return [*parts, bottom_line(title, views, width, placement)]
 
 
 def brief_parts(title: str, view: View, charset: Charset = UTF8, width: int = WIDTH) -> list[Part]:
@@ -389,7 +418,9 @@ def as_page(title: str, views: Views, **shape: t.Any) -> str:
     return "\n".join(text for text, _colour in as_parts(title, views, **shape)) + "\n"
 
 
-def document(title: str, views: Views, plans: t.Mapping[str, t.Any], finished: str) -> dict[str, t.Any]:
+def document(
+    title: str, views: Views, plans: t.Mapping[str, t.Any], finished: str, placement: Placement = ()
+) -> dict[str, t.Any]:
     """The plan as data; its shape is documented with the module ``vllm_plan_report``."""
     hosts = {}
     for name, given in views.items():
@@ -403,7 +434,8 @@ def document(title: str, views: Views, plans: t.Mapping[str, t.Any], finished: s
         "schema": SCHEMA,
         "title": title,
         "finished": finished,
-        "ok": all_well(views),
-        "totals": totals(views),
+        "ok": all_well(views, placement),
+        "totals": totals(views, placement),
+        "fleet": {"findings": [dict(one) for one in placement]},
         "hosts": hosts,
     }

@@ -24,10 +24,12 @@ extends_documentation_fragment:
 notes:
   - The file is written at once or not at all, and only its owner can read it. No value of an environment is in it. Its
     C(schema) is 1, and rises when a key changes its meaning or goes, not when one is added. Beside it stand C(title),
-    C(finished) (when, in UTC), C(ok), C(totals) (the fleet in numbers) and C(hosts).
+    C(finished) (when, in UTC), C(ok), C(totals) (the fleet in numbers), C(fleet) and C(hosts).
   - Each host has C(cards), C(islands) (groups of GPUs that NVLink joins), C(services), C(artifacts), C(images),
     C(changes) (each with C(service), C(change) and C(reasons)), C(findings), C(errors), C(failure), C(unreachable) and
     C(plan), which is RV(gpufleet.vllm.vllm_plan#module:plan).
+  - C(fleet) has C(findings), which are O(placement). Where they have errors, C(plan.placement_failed) of each host
+    points to them, and is not counted.
 options:
   title:
     description:
@@ -44,6 +46,12 @@ options:
       - Hosts of the run that left it because their connection broke, so that they have no part in O(hosts).
     type: list
     elements: str
+    default: []
+  placement:
+    description:
+      - What M(gpufleet.vllm.vllm_place) returned as C(findings), where services were placed.
+    type: list
+    elements: dict
     default: []
   plans:
     description:
@@ -78,6 +86,7 @@ EXAMPLES = r"""
     hosts:
       gpu-01: "{{ vllm_plan | gpufleet.vllm.plan_view(facts=vllm_host) }}"
     lost: "{{ ansible_play_hosts_all | difference(ansible_play_hosts) }}"
+    placement: "{{ placed.findings | default([]) }}"
     plans:
       gpu-01: "{{ vllm_plan }}"
     definitions: true

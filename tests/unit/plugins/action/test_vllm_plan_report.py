@@ -118,6 +118,22 @@ def test_why_each_host_stops_is_told_in_brief(screen: Screen) -> None:
     }
 
 
+def test_what_the_placement_found(screen: Screen, tmp_path: Path) -> None:
+    unplaced = {"code": "plan.unplaced", "severity": "error", "seen": "no host", "expected": "one", "remedy": "add one"}
+    result = run(hosts={"gpu-01": planned()[1]}, placement=[unplaced], path=str(tmp_path / "plan.json"))
+    assert not result["ok"]
+    assert "\nthe fleet\n  error plan.unplaced: no host\n" in screen.text
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["fleet"]["findings"] == [unplaced]
+
+
+def test_the_role_sets_every_option_but_the_characters() -> None:
+    role = Path(documented.__file__).resolve().parents[2] / "roles/vllm/tasks/plan_view.yml"
+    (task,) = [
+        one for one in yaml.safe_load(role.read_text(encoding="utf-8")) if "gpufleet.vllm.vllm_plan_report" in one
+    ]
+    assert set(task["gpufleet.vllm.vllm_plan_report"]) == set(vllm_plan_report.ARGUMENT_SPEC) - {"charset"}
+
+
 def test_a_file_that_can_not_be_written(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     for directory in ("taken", "nothing/there"):
@@ -174,5 +190,5 @@ def test_the_example_runs(screen: Screen, tmp_path: Path) -> None:
     (task,) = yaml.safe_load(documented.EXAMPLES)
     made, view = planned()
     arguments = {**task["gpufleet.vllm.vllm_plan_report"], "hosts": {"gpu-01": view}, "plans": {"gpu-01": made}}
-    result = run(**{**arguments, "lost": [], "path": str(tmp_path / "plan.json")})
+    result = run(**{**arguments, "lost": [], "placement": [], "path": str(tmp_path / "plan.json")})
     assert result["ok"]

@@ -284,3 +284,40 @@ def test_a_long_name_takes_nothing_from_what_the_host_has() -> None:
     assert lines[0].startswith("gpu-01.dc1.")
     assert "3 x NVIDIA H200" in lines[1]
     assert max(cells(line) for line in lines[:2]) <= 80
+
+
+def finding(code: str, severity: str = "error", seen: str = "seen") -> dict[str, str]:
+    return {"code": code, "severity": severity, "seen": seen, "expected": "it", "remedy": "mend it", "service": "chat"}
+
+
+def pointing(count: int = 3) -> dict[str, t.Any]:
+    """Hosts after a placement with errors, of which each has one finding that points there."""
+    planned = plan(service(gpus=[0]))
+    planned.update(findings=[finding("plan.placement_failed")], errors=1)
+    return {f"gpu-{number}": plan_view(planned, facts(services={})) for number in range(count)}
+
+
+def test_what_the_placement_found_is_a_block_of_the_fleet_and_counted_once() -> None:
+    unplaced = finding("plan.unplaced", seen="1 replica has no host; " + "words " * 30)
+    placement = [unplaced, finding("plan.service_moved", "warning"), finding("plan.host_missing", "info")]
+    views = pointing()
+    page = as_page("Plan", views, width=80, placement=placement)
+    assert max(map(len, page.splitlines())) <= 80
+    assert page.count("\nthe fleet\n  error plan.unplaced (chat): 1 replica has no host") == 1
+    assert page.index("gpu-0") < page.index("the fleet") < page.index("Plan: 3 hosts")
+    assert "placement_failed" not in page
+    assert page.endswith("1 error: nothing can be deployed on gpu-0 .. gpu-2 (3 hosts)\n")
+    made = document("Plan", views, {}, "now", placement)
+    assert (made["ok"], made["totals"]["errors"], made["totals"]["warnings"]) == (False, 1, 1)
+    assert made["fleet"] == {"findings": placement}
+    assert json.loads(json.dumps(made))["fleet"]["findings"][0]["seen"] == unplaced["seen"]
+    assert made["hosts"]["gpu-0"]["findings"] == [finding("plan.placement_failed")], "as its plan has it"
+
+
+def test_warnings_of_the_placement_hide_nothing() -> None:
+    moved = [finding("plan.service_moved", "warning")]
+    assert all_well({"gpu-0": fresh()}, moved)
+    assert not all_well({"gpu-0": fresh()}, [finding("plan.unplaced")])
+    assert totals(pointing(), moved)["errors"] == 3
+    assert "placement_failed" in as_page("Plan", pointing(), placement=moved)
+    assert document("Plan", {"gpu-0": fresh()}, {}, "now")["fleet"] == {"findings": []}
