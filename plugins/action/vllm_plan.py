@@ -138,8 +138,8 @@ class ActionModule(ActionBase):
     def _read(self, value: t.Any) -> t.Any:
         try:
             return self._templar.template(value)
-        except AnsibleError:  # whoever uses it says so
-            return None
+        except AnsibleError as exc:
+            raise LookupError from exc
 
     def _show(self, plan: dict[str, t.Any], host: str, failing: bool) -> None:
         """What the plan decided on its own is said as it happens."""

@@ -231,16 +231,22 @@ def _has(pattern: re.Pattern[str], value: t.Any) -> bool:
 def bad_settings(
     variables: t.Mapping[str, t.Any], settings: Settings, read: t.Callable[[t.Any], t.Any]
 ) -> dict[str, Finding]:
-    """By variable, what no role can take. ``read`` gives the value of a template, or ``None`` where it has none."""
+    """By variable, what no role can take. ``read`` gives the value of a template, or a `LookupError`."""
     found: dict[str, Finding] = {}
     for name, setting in settings.items():
         if name not in variables or not _checked(name, setting):
             continue
         value = variables[name]
         if isinstance(value, str) and TEMPLATE.search(value):
-            # The role's own template stands for itself.
-            value = None if value == setting.option.get("default") else read(value)
-        if value is not None and not acceptable(value, setting.option):
+            if value == setting.option.get("default"):
+                continue
+            try:
+                value = read(value)
+            except LookupError:  # whoever uses it says so
+                continue
+        # A name with nothing after it: what other roles make of that is theirs.
+        wrong = setting.role in PLANNING if value is None else not acceptable(value, setting.option)
+        if wrong:
             found[name] = _bad(name, value, setting)
     return found
 
@@ -259,7 +265,7 @@ def acceptable(value: t.Any, option: t.Mapping[str, t.Any]) -> bool:
 
 
 def _bad(name: str, value: t.Any, setting: Setting) -> Finding:
-    seen = f"{name} is {_shown(name, value, setting)}"
+    seen = f"{name} is empty" if value is None else f"{name} is {_shown(name, value, setting)}"
     choices = [str(choice) for choice in setting.option.get("choices") or ()]
     default = setting.option.get("default")
     if choices:
@@ -275,6 +281,8 @@ def _bad(name: str, value: t.Any, setting: Setting) -> Finding:
             remedy += f": {example} in YAML, or on the command line -e '{{\"{name}\": {as_json}}}'"
         elif isinstance(default, (bool, int, float)):
             remedy += f", such as {str(default).lower()}, which is the default"
+    if value is None and not choices:
+        remedy = f"write {expected}, or leave {name} out"
     return Finding("plan.bad_setting", ERROR, seen, expected, remedy)
 
 

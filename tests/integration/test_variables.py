@@ -21,6 +21,7 @@ WRONG = {
     "vllm_drain_seconds": "soon",
     "vllm_preflight_skip": {"gpu.ecc": True},
     "vllm_following": "curl",
+    "vllm_container_gpu_driver": None,
 }
 REMEDIES = ("systemd", "cuda", "free", "always", "warning")
 

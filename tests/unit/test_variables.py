@@ -35,6 +35,7 @@ OTHERS = {
     *(path.name for path in (ROOT / "roles").iterdir()),
     "vllm_version",
 }
+MISSPELT = "tests/integration/test_variables.py"
 PARTS = ("defaults", "tasks", "vars", "handlers", "templates")
 PLACES = ("inventory/", "playbooks/", "docs/", "README.md", "extensions/", "roles/")
 
@@ -43,7 +44,7 @@ def words(*places: str) -> set[str]:
     """Everything that looks like a variable of the collection in the files below ``places``."""
     found: set[str] = set()
     for name in SOURCES:
-        if name.startswith(places) and (ROOT / name).is_file():
+        if name.startswith(places) and name != MISSPELT and (ROOT / name).is_file():
             text = (ROOT / name).read_text(encoding="utf-8", errors="ignore")
             found.update(re.findall(r"(?<![A-Za-z0-9_.])vllm_[a-z0-9_]*[a-z0-9]\b(?![.]py|[(])", text))
     return found - OTHERS

@@ -21,7 +21,11 @@ def unknown(**own: t.Any) -> list[tuple[str, str, str]]:
 
 
 def bad(read: t.Any = None, **own: t.Any) -> dict[str, t.Any]:
-    return check.bad_settings({**DEFAULTS, **own}, SETTINGS, read or (lambda value: None))
+    return check.bad_settings({**DEFAULTS, **own}, SETTINGS, read or nothing)
+
+
+def nothing(value: t.Any) -> t.Any:
+    raise LookupError(value)
 
 
 def test_every_role_is_read() -> None:
@@ -159,6 +163,20 @@ def test_the_defaults_of_all_roles_are_good() -> None:
         ("vllm_drain_seconds", 1.5, "1.5", "a whole number", "correct vllm_drain_seconds, such as 120, "),
         ("vllm_artifacts_timeout", "x" * 99, "'" + "x" * 39 + "...'", "a number", "correct vllm_artifacts_timeout, "),
         (
+            "vllm_runtime",
+            None,
+            "empty",
+            "one of auto, compose, systemd, supervisor",
+            "write one of them, or leave vllm_runtime out, which is auto",
+        ),
+        (
+            "vllm_drain_seconds",
+            None,
+            "empty",
+            "a whole number",
+            "write a whole number, or leave vllm_drain_seconds out",
+        ),
+        (
             "vllm_cpu_args",
             "secret words",
             "a text",
@@ -190,7 +208,8 @@ def test_a_value_that_no_role_takes(name: str, value: t.Any, seen: str, expected
         ("vllm_allow_cpu", "yes"),
         ("vllm_allow_cpu", 1),
         ("vllm_drain_seconds", "30"),
-        ("vllm_drain_seconds", None),
+        ("vllm_artifacts_retries", None),
+        ("vllm_image", None),
         ("vllm_preflight_skip", "gpu.ecc,host.shm"),
         ("vllm_preflight_skip", ["gpu.ecc"]),
         ("vllm_repin", "whisper"),
@@ -213,13 +232,13 @@ def test_a_value_that_is_good_or_none_of_the_plan_s_business(name: str, value: t
 
 def test_a_template_is_what_it_comes_to() -> None:
     values = {"{{ good }}": "systemd", "{{ wrong }}": "x"}
-    assert bad(values.get, vllm_runtime="{{ good }}") == {}
-    assert bad(values.get, vllm_runtime="{{ wrong }}")["vllm_runtime"].seen == "vllm_runtime is 'x'"
-    assert bad(values.get, vllm_runtime="{{ unreadable }}") == {}
+    assert bad(values.__getitem__, vllm_runtime="{{ good }}") == {}
+    assert bad(values.__getitem__, vllm_runtime="{{ wrong }}")["vllm_runtime"].seen == "vllm_runtime is 'x'"
+    assert bad(values.__getitem__, vllm_runtime="{{ unreadable }}") == {}
 
 
 def test_a_secret_is_not_shown() -> None:
     settings = {"vllm_x_token": check.Setting("vllm", {"type": "int"})}
-    assert check.bad_settings({"vllm_x_token": "hunter2"}, settings, lambda value: None)["vllm_x_token"].seen == (
+    assert check.bad_settings({"vllm_x_token": "hunter2"}, settings, nothing)["vllm_x_token"].seen == (
         "vllm_x_token is a text"
     )
