@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import typing as t
 from datetime import UTC, datetime
@@ -13,12 +14,13 @@ from datetime import UTC, datetime
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import in_brief
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import Context
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_report import FAIL_ON, fleet_report
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_rules import fleet_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_view import notes, table
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import lost_connection
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import LOST, lost_connection, unreachable_text
 
 display = Display()
 
@@ -26,6 +28,9 @@ display = Display()
 NARROWEST, WIDEST = 80, 140
 # Of the run's own output: the strategy loads this file before it starts the worker of a task, which has no terminal.
 COLUMNS = shutil.get_terminal_size((120, 24)).columns
+
+# The first line of a finding in the text of those that stop a host.
+CODE = re.compile(r"^(?:error|warning|info) ([a-z_]+\.[a-z_]+)", re.MULTILINE)
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "title": {"type": "str", "default": "Preflight"},
@@ -61,6 +66,7 @@ class ActionModule(ActionBase):
                 display.display(text, color=colour)
         stopped = {name: host["stopped_by"] for name, host in found["hosts"].items() if host["stopped_by"]}
         result.update(changed=False, ok=found["ok"], counts=found["counts"], stopped=stopped, notes=notes(found))
+        result["brief"] = briefly(found)
         if options["path"]:
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             result.update(_written(options["path"], {**found, "title": options["title"], "finished": finished}))
@@ -79,14 +85,20 @@ def parts_of(options: dict[str, t.Any]) -> tuple[dict[str, dict[str, t.Any]], li
         facts, plan = options["facts"].get(name) or {}, options["plans"].get(name) or {}
         gone = lost_connection(facts)
         if gone:
-            hosts[name] = {"unreachable": True, "failure": gone}
+            hosts[name] = {"unreachable": True, "failure": unreachable_text(gone)}
         elif outcome.get("report"):
             hosts[name] = outcome["report"]
             contexts.append(Context(name, facts, plan, outcome.get("settings") or {}, facts.get("arrived_at")))
         else:
             hosts[name] = {"failure": str(options["failures"].get(name) or "")}
-    gone = "the connection to the host was lost on the way"
-    return {**hosts, **{name: {"unreachable": True, "failure": gone} for name in options["lost"]}}, contexts
+    return {**hosts, **{name: {"unreachable": True, "failure": LOST} for name in options["lost"]}}, contexts
+
+
+def briefly(found: dict[str, t.Any]) -> dict[str, str]:
+    """What ends each host that fails, in a few words."""
+    noun = "error" if found["fail_on"] in ("error", "never") else "finding"
+    bad = {name: host for name, host in found["hosts"].items() if not host["ok"]}
+    return {name: in_brief(CODE.findall(host["stopped_by"]), host["failure"], noun) for name, host in bad.items()}
 
 
 def _nothing_to_say(found: dict[str, t.Any]) -> bool:

@@ -23,6 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._findings import (
     WARNING,
     Finding,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import told
 from ansible_collections.gpufleet.vllm.plugins.module_utils._placement_types import FAILED
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import as_findings
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_report import placement_failed
@@ -91,13 +92,13 @@ def _follows(first: str, second: str) -> bool:
 
 
 def heading(names: t.Collection[str], total: int) -> str:
-    """``gpu-03``, ``14 hosts: gpu-01 .. gpu-14``, ``all 20 hosts``; ``the fleet`` where no host is named."""
+    """``gpu-03``, ``14 hosts: gpu-01 .. gpu-14``, ``both hosts``, ``all 20 hosts``; ``the fleet`` for no host."""
     if not names:
         return "the fleet"
     if len(names) == 1:
         return next(iter(names))
     if len(names) == total:
-        return f"all {total} hosts"
+        return "both hosts" if total == 2 else f"all {total} hosts"
     return f"{len(names)} hosts: {compact(names)}"
 
 
@@ -229,11 +230,8 @@ def _silent(hosts: t.Mapping[str, Host]) -> list[tuple[list[str], str, str]]:
 
 
 def _paragraph(names: t.Sequence[str], word: str, why: str, total: int, width: int) -> list[Part]:
-    lines = [f"{INDENT}{word}: {why}".splitlines()[0], *(INDENT + line for line in why.splitlines()[1:])]
-    return [
-        (_filled(heading(names, total), "", width), None),
-        ("\n".join(_filled(line, "", width) for line in lines), "red"),
-    ]
+    lines = [printable(INDENT + line) for line in told(why, width - len(INDENT), f"{word}: ")]
+    return [(_filled(heading(names, total), "", width), None), ("\n".join(lines), "red")]
 
 
 def _finding_part(one: Fold, width: int, shown: set[str]) -> Part:
@@ -300,8 +298,10 @@ def _unknown_parts(document: t.Mapping[str, t.Any], width: int) -> list[Part]:
 def closing(document: t.Mapping[str, t.Any], width: int) -> list[str]:
     """The counts; what is turned off is always said, and where the unknown is listed."""
     counts, codes = document["counts"], document["skipped"]
+    silent = sum(1 for host in document["hosts"].values() if host.get("failure"))
+    hosts = plural(counts["hosts"], "host") + (f" ({silent} not looked at)" if silent else "")
     line = (
-        f"{plural(counts['hosts'], 'host')}, {plural(counts['checks'], 'check')}: {counts['passed']} passed, "
+        f"{hosts}, {plural(counts['checks'], 'check')}: {counts['passed']} passed, "
         f"{counts['failed']} failed, {counts['unknown']} unknown, {counts['skipped']} turned off; "
         f"{plural(counts['errors'], 'error')}, {plural(counts['warnings'], 'warning')}"
     )
@@ -309,7 +309,9 @@ def closing(document: t.Mapping[str, t.Any], width: int) -> list[str]:
     if codes:
         lines.append(_filled(f"turned off by vllm_preflight_skip: {', '.join(codes)}", INDENT, width))
     if counts["unknown"]:
-        lines.append(_filled("unknown is held against no host; -v or vllm_preflight_path lists it", INDENT, width))
+        lines.append(
+            _filled("unknown is held against no host; vllm_preflight_path lists it in a file, and -v", INDENT, width)
+        )
     return lines
 
 

@@ -138,6 +138,11 @@ stopped:
   returned: success
   type: dict
   sample: {}
+brief:
+  description: Why a host fails or was not looked at, in a few words, by host; the others are not in it.
+  returned: success
+  type: dict
+  sample: {"gpu-03": "plan.docker_down (1 error)"}
 notes:
   description: The warnings and the rules that are turned off, a line for each, for the end of a longer run.
   returned: success

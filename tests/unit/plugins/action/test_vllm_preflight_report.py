@@ -103,7 +103,14 @@ def test_one_host_does_not_hide_another(screen: Screen) -> None:
     assert list(result["stopped"]) == ["gpu-01"]
     assert result["notes"] == ["gpu.persistence: it is off (gpu-02)"]
     assert "Before the deploy: 5 hosts: 2 UNREACHABLE, 2 with errors, 1 with warnings" in screen.text
-    for words in ("UNREACHABLE: Connection timed out", "NOT CHECKED: vllm_port is no variable", "gpu-05\n",
+    assert result["brief"] == {
+        "gpu-01": "gpu.lost (1 error)",
+        "gpu-03": "the host cannot be reached",
+        "gpu-04": "vllm_port is no variable",
+        "gpu-05": "the connection to the host was lost on the way",
+    }
+    for words in ("UNREACHABLE: the host cannot be reached\n    seen:     Connection timed out",
+                  "NOT CHECKED: vllm_port is no variable", "gpu-05\n",
                   "error gpu.lost", "warning gpu.persistence"):  # fmt: skip
         assert words in screen.text
 

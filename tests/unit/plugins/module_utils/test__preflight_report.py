@@ -164,6 +164,13 @@ def test_what_is_wrong_with_the_preflights_own_variables_counts_once() -> None:
     assert fleet({**hosts, "c": made("c", finding("preflight.skip_unknown", "error"))})["counts"]["errors"] == 1
 
 
+def test_rules_across_hosts_pass_where_a_host_was_looked_at() -> None:
+    gone = {"gpu-01": {"unreachable": True, "failure": "no route"}, "gpu-02": {"failure": "x"}}
+    document = fleet(gone)
+    assert (document["counts"]["checks"], document["fleet"]["passed"]) == (0, [])
+    assert fleet({**gone, "gpu-03": made("gpu-03")})["fleet"]["passed"] == ["fleet.x"]
+
+
 def test_no_host_at_all() -> None:
     document = fleet({})
     assert document["ok"]

@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_view impo
     notes,
     table,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import unreachable_text
 
 
 def finding(code: str, severity: str = "error", seen: str = "", service: str = "", remedy: str = "") -> Finding:
@@ -166,6 +167,26 @@ def test_hosts_that_were_not_looked_at_come_first_and_are_named() -> None:
         "Preflight: 4 hosts: 2 UNREACHABLE, 2 with errors\n\n2 hosts: gpu-02, gpu-03\n  UNREACHABLE: No route" in shown
     )
     assert "gpu-04\n  NOT CHECKED: no\n  x\n\ngpu-01\n  error" in shown
+    assert "\n4 hosts (3 not looked at), 42 checks: " in shown
+
+
+def test_a_host_that_is_not_reached_has_what_to_do_too() -> None:
+    gone = {
+        "unreachable": True,
+        "failure": unreachable_text("Failed to connect to the host via ssh: " + "refused " * 9),
+    }
+    failure = {"failure": "Wrong. Expected: " + "right " * 20 + ". Remedy: " + "correct it " * 12}
+    shown = text(document({"gpu-01": gone, "gpu-02": failure}), 80)
+    assert "gpu-01\n  UNREACHABLE: the host cannot be reached\n    seen:     Failed to connect to the host" in shown
+    assert "    remedy:   check that it is up, and its address, user and key in the\n" in shown
+    assert "gpu-02\n  NOT CHECKED: Wrong\n    expected: right right" in shown
+    assert "\n    remedy:   correct it correct" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_two_hosts_are_both() -> None:
+    shown = text(document({name: made(name, finding("gpu.a")) for name in ("gpu-01", "gpu-02")}))
+    assert "\nboth hosts\n  error gpu.a" in shown
 
 
 def test_colours() -> None:
@@ -205,7 +226,7 @@ def test_the_unknown_is_counted_and_listed_where_asked() -> None:
     hosts["gpu-04"] = made("gpu-04")
     found = document(hosts)
     assert "3 unknown" in text(found)
-    assert "-v or vllm_preflight_path lists it" in text(found)
+    assert "vllm_preflight_path lists it in a file, and -v" in text(found)
     assert "the log" not in text(found)
     shown = text(found, verbose=True)
     assert "unknown\n  gpu.xid (3 hosts: gpu-01 .. gpu-03): the log could not be read" in shown
@@ -247,7 +268,7 @@ def test_the_notes_for_the_end_of_a_run() -> None:
 
 def test_no_host() -> None:
     assert text(document({})).startswith("Preflight: no host")
-    assert closing(document({}), 80)[0].startswith("0 hosts, 1 check: 1 passed")
+    assert closing(document({}), 80)[0].startswith("0 hosts, 0 checks: 0 passed"), "no rule across hosts passed either"
 
 
 def placed(*findings: Finding, hosts: int = 3) -> dict[str, t.Any]:
