@@ -11,7 +11,7 @@ version_added: 0.1.0
 author: gpufleet.vllm contributors (@gpufleet)
 description:
   - Returns the message of a failed task result. For a loop these are the messages of the items that failed.
-  - Where a module gave no answer, it is the last line that it wrote, which names the cause.
+  - Where a module gave no answer, it is the line that names the cause, of what was written instead.
   - Where Ansible refused the variables of a role because one of them is text, it says how to write a list or a mapping.
 positional: _input
 options:
@@ -43,7 +43,9 @@ AS_JSON = (
 
 # What ansible-core says where a module ended without an answer; the second has the cause in it.
 NO_ANSWER = re.compile(r"Module result deserialization failed|The module interpreter .* was not found", re.DOTALL)
-SSH_ENDED = re.compile(r"(Shared c|C)onnection to \S+ closed\.")
+SSH_SAYS = re.compile(r"(Shared c|C)onnection to \S+ closed\.|Warning: .*")
+# The line of a traceback that names the cause. What is none, such as a shell, begins with it.
+CAUSE = re.compile(r"\w*(Error|Exception): ")
 LONGEST = 300
 INTERPRETER = (
     "Expected: an answer of the module. "
@@ -63,9 +65,10 @@ def _message(result: t.Mapping[str, t.Any]) -> str:
     if "module_stderr" not in result or not NO_ANSWER.match(message):
         return message
     said = [line.strip() for line in str(result["module_stderr"] or "").splitlines()]
-    said = [line for line in said if line and not SSH_ENDED.fullmatch(line)]
+    said = [line for line in said if line and not SSH_SAYS.fullmatch(line)]
     if said and not message.startswith("The module interpreter"):
-        message = f"the module gave no answer, but: {said[-1][:LONGEST]}"
+        cause = next((line for line in reversed(said) if CAUSE.match(line)), said[0])
+        message = f"the module gave no answer, but: {cause[:LONGEST]}"
     return f"{message.rstrip('.')}. {INTERPRETER}"
 
 

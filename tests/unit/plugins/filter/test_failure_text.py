@@ -51,6 +51,11 @@ NO_JSON = "Module result deserialization failed: No start of json char found"
         (NO_JSON, "Could not find x\nModuleNotFoundError: No module named 'encodings'\n",
          "the module gave no answer, but: ModuleNotFoundError: No module named 'encodings'"),
         (NO_JSON, "Killed\r\nShared connection to 10.0.0.1 closed.\r\n", "the module gave no answer, but: Killed"),
+        (NO_JSON, "Fatal Python error: init_fs_encoding\nModuleNotFoundError: No module named 'encodings'\n\n"
+         "Current thread 0x7f (most recent call first):\n<no Python frame>\n",
+         "the module gave no answer, but: ModuleNotFoundError: No module named 'encodings'"),
+        (NO_JSON, "Warning: Permanently added 'a' to the list\nshim: python3: command not found\n\nSee the help for tips.",
+         "the module gave no answer, but: shim: python3: command not found"),
         (NO_JSON, "", NO_JSON),
         (NO_JSON, None, NO_JSON),
         (NO_JSON, "x" * 900, "the module gave no answer, but: " + "x" * 300),
@@ -59,7 +64,7 @@ NO_JSON = "Module result deserialization failed: No start of json char found"
     ],
 )  # fmt: skip
 def test_a_module_that_did_not_answer(message: str, said: t.Any, text: str) -> None:
-    """Ansible's message names no cause then; the host did, in the last line that it wrote."""
+    """Ansible's message names no cause then; the host did, in one of the lines that it wrote."""
     result = {"failed": True, "msg": message, "module_stderr": said, "module_stdout": "", "rc": 1}
     told = failure_text(result)
     assert told.startswith(f"{text}. Expected: an answer of the module. Remedy: ")
