@@ -51,10 +51,9 @@ NO_JSON = "Module result deserialization failed: No start of json char found"
         (NO_JSON, "Could not find x\nModuleNotFoundError: No module named 'encodings'\n",
          "the module gave no answer, but: ModuleNotFoundError: No module named 'encodings'"),
         (NO_JSON, "Killed\r\nShared connection to 10.0.0.1 closed.\r\n", "the module gave no answer, but: Killed"),
-        (NO_JSON, "Fatal Python error: init_fs_encoding\nModuleNotFoundError: No module named 'encodings'\n\n"
-         "Current thread 0x7f (most recent call first):\n<no Python frame>\n",
+        (NO_JSON, "Fatal Python error: x\nModuleNotFoundError: No module named 'encodings'\n\n<no Python frame>\n",
          "the module gave no answer, but: ModuleNotFoundError: No module named 'encodings'"),
-        (NO_JSON, "Warning: Permanently added 'a' to the list\nshim: python3: command not found\n\nSee the help for tips.",
+        (NO_JSON, "Warning: added 'a'\nshim: python3: command not found\n\nSee the help for tips.",
          "the module gave no answer, but: shim: python3: command not found"),
         (NO_JSON, "", NO_JSON),
         (NO_JSON, None, NO_JSON),
