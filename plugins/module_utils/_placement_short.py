@@ -226,7 +226,7 @@ class Shortfalls:
         if self._helps(want.service, [*self.hosts, *spare], self._with(self._anywhere(want, spare))):
             more = "a host" if lacking == 1 else f"{lacking} hosts"
             where = f", within its hosts: ({', '.join(want.patterns)})" if want.patterns else ""
-            found.append(f"add {more} with {need_text(want)} for {want.service}{where}")
+            found.append(f"add {more} for {want.service} with {need_text(want)}{where}")
         return found or [f"lower replicas: or gpus: of {want.service}, or add hosts"]
 
     def _helps(self, service: str, hosts: t.Sequence[Host], wants: t.Sequence[Want]) -> bool:

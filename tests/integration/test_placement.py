@@ -85,9 +85,32 @@ class Fleet:
     def deploy(self, services: list[dict[str, t.Any]], *arguments: str) -> Run:
         return self.play("deploy", services, *arguments)
 
+    def refused_by(self, services: list[dict[str, t.Any]], text: str) -> None:
+        """Preflight and plan say it once, for the fleet, on the terminal and in their files."""
+        for playbook in ("preflight", "plan"):
+            path = self.directory / f"{playbook}.json"
+            run = self.play(playbook, services, "-e", f"vllm_{playbook}_path={path}")
+            assert run.rc == 2, run.output
+            assert "\nthe fleet\n" in run.output, run.output
+            assert words(run).count(f"error {text}") == 1, run.output
+            assert "error plan.placement_failed" not in run.output, "it only points there"
+            document = json.loads(path.read_text())
+            assert [one["code"] for one in document["fleet"]["findings"]] == [text.partition(" ")[0]]
+            assert not document["ok"]
+            counted = document["totals" if playbook == "plan" else "counts"]["errors"]
+            others = [one for host in document["hosts"].values() for one in host["findings"]]
+            errors = [one for one in others if (one["severity"], one["code"]) == ("error", "plan.placement_failed")]
+            assert len(errors) == len(self.boxes)
+            assert counted == 1 + sum(one["severity"] == "error" for one in others) - len(errors)
+
     @property
     def held(self) -> dict[str, dict[str, list[int]]]:
         return {box.name: box.held for box in self.boxes}
+
+
+def words(run: Run) -> str:
+    """What a run said, however it was wrapped."""
+    return " ".join(run.output.split())
 
 
 @pytest.fixture
@@ -131,15 +154,17 @@ def test_a_fleet_from_its_first_service_to_one_too_many(fleet: Fleet) -> None:
     assert [host for host, held in after.items() if "added" in held] == ["gpu-02"]
     assert added.recap["gpu-01"]["changed"] == added.recap["gpu-03"]["changed"] == 0
 
-    refused = fleet.deploy([*more, service("large", 4)])
+    large = [*more, service("large", 4)]
+    refused = fleet.deploy(large)
     assert refused.rc == 2
-    assert (
-        "error plan.unplaced (large): 1 replica has no host; nearest is gpu-02: 2 of 4 GPUs are free" in refused.output
-    )
-    assert "GPU 0 is held by added" in refused.output
-    assert "add a host with 4 free GPUs" in refused.output
+    said = words(refused)
+    assert "error plan.unplaced (large): 1 replica has no host; nearest is gpu-02: 2 of 4 GPUs are free" in said
+    assert "GPU 0 is held by added" in said
+    assert "add a host for large with 4 free GPUs" in said
+    assert "\nthe fleet\n" in refused.output
     assert refused.changed == 0, "nothing is placed half"
     assert fleet.held == after
+    fleet.refused_by(large, "plan.unplaced (large): 1 replica has no host")
 
     fewer = fleet.deploy(first)
     assert fewer.rc == 0, fewer.output
@@ -150,7 +175,7 @@ def test_a_fleet_from_its_first_service_to_one_too_many(fleet: Fleet) -> None:
     sized = {key: value for key, value in service("sized").items() if key != "gpus"}
     read = fleet.play("plan", [*first, sized], "-e", "vllm_hub_endpoint=http://127.0.0.1:9")
     # Its config.json was read, which says nothing of layers.
-    assert "told from acme/tiny@master: config.json has no num_hidden_layers" in read.output, read.output
+    assert "told from acme/tiny@master: config.json has no num_hidden_layers" in words(read), read.output
 
 
 @pytest.mark.slow
@@ -167,7 +192,7 @@ def test_hosts_that_are_not_there_keep_what_they_have(fleet: Fleet) -> None:
     fleet.lost = {"gpu-03"}
     lost = fleet.deploy(services)
     assert lost.rc == 2
-    assert "plan.host_missing: gpu-03: it was not reached" in lost.output
+    assert "plan.host_missing: gpu-03 was not reached: 1 replica (" in words(lost)
     assert "UNREACHABLE: gpu-03" in lost.output
     assert lost.changed == 0
     assert fleet.held == placed
@@ -182,3 +207,28 @@ def test_hosts_that_are_not_there_keep_what_they_have(fleet: Fleet) -> None:
     assert sorted(name for names in held.values() for name in names) == ["one", "one", "two"]
     for host, names in held.items():
         assert {**names, **placed[host]} == names, "the others stay"
+
+
+@pytest.mark.slow
+def test_what_runs_goes_on_while_the_hub_is_down(fleet: Fleet) -> None:
+    """The hosts that read the models of the fleet do not have this one."""
+    there: dict[str, t.Any] = {"hosts": ["gpu-03"]}
+    assert fleet.deploy([service("counted", 1, **there), service("sized", 1, **there)]).rc == 0
+    placed = fleet.held
+    assert sorted(placed["gpu-03"]) == ["counted", "sized"]
+
+    sized = {key: value for key, value in service("sized", **there).items() if key != "gpus"}
+    down = ("-e", "vllm_hub_endpoint=http://127.0.0.1:9")
+    services = [service("counted", 1, **there), sized]
+    again = fleet.deploy(services, *down)
+    assert (again.rc, again.changed) == (0, 0), again.output
+    assert "warning plan.model_unknown (sized): the number of GPUs cannot be told from" in words(again)
+    assert fleet.held == placed
+    looked = fleet.play("plan", services, *down)
+    assert looked.rc == 0, looked.output
+
+    refused = fleet.deploy([*services, {**sized, "name": "new", "hosts": ["gpu-01"]}], *down)
+    assert (refused.rc, refused.changed) == (2, 0), refused.output
+    assert "error plan.unplaced (new): 1 replica has no host; the number of GPUs cannot be told" in words(refused)
+    assert "remedy: let the host reach the hub" in words(refused)
+    assert fleet.held == placed

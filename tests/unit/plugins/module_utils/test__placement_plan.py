@@ -467,7 +467,7 @@ def test_the_nearest_host_and_who_is_in_the_way() -> None:
     assert finding.expected == "1 more host with 4 free GPUs"
     assert finding.remedy == (
         "move whisper from gpu-01: set hosts: [gpu-02] on whisper; or gpus: 2 instead of 4 for large, where its model "
-        "fits on them; or add a host with 4 free GPUs for large"
+        "fits on them; or add a host for large with 4 free GPUs"
     )
     # What is advised does it.
     for more in ({"whisper": {"hosts": ["gpu-02"]}}, {"large": {"gpus": 2}}):
@@ -481,7 +481,7 @@ def test_the_nearest_host_and_who_is_in_the_way() -> None:
     ("wish", "seen", "remedy"),
     [
         ({"count": 1, "min_memory_gib": 100}, "the largest GPU has 80 GiB, 20 GiB short", "min_memory_gib: 80 for x"),
-        ({"count": 1, "name": "B200"}, "no GPU is a 'B200' (there are NVIDIA H100 80GB HBM3)", "add a host with"),
+        ({"count": 1, "name": "B200"}, "no GPU is a 'B200' (there are NVIDIA H100 80GB HBM3)", "add a host for x with"),
         ({"count": 1, "min_compute_capability": 10.0}, "the highest compute capability is 9.0", "10.0"),
         ({"count": 8}, "the most GPUs of this kind in one host are 4 (a), 4 short", "gpus: 4 instead of 8 for x"),
     ],
@@ -525,7 +525,7 @@ def test_what_is_needed_names_no_size_that_nobody_asked_for() -> None:
     sized = service("chat", None, replicas=4, hosts=["b", "c"], max_model_len=16384)
     finding = only(fleet([sized], hosts, models=known))
     assert finding.expected == "2 more hosts among b, c with 1 free GPU of at least 44.9 GiB, where its model fits"
-    assert "add 2 hosts with 1 free GPU of at least 44.9 GiB for chat, within its hosts: (b, c)" in finding.remedy
+    assert "add 2 hosts for chat with 1 free GPU of at least 44.9 GiB, within its hosts: (b, c)" in finding.remedy
     counted = only(fleet([service("chat", 3, max_model_len=16384)], hosts, models=known))
     assert counted.expected == "1 more host with 3 free GPUs of at least 44.9 GiB, where its model fits"
     assert only(fleet([service("chat", 3)], hosts)).expected == "1 more host with 3 free GPUs"
@@ -559,10 +559,10 @@ def test_each_remedy_names_the_service() -> None:
     finding = only(fleet([service("x", 5)], {"a": facts("a")}))
     assert (
         finding.remedy == "gpus: 4 instead of 5 for x, where its model fits on them; or gpus: 2 instead of 5 for x, "
-        "where its model fits on them; or add a host with 5 free GPUs for x"
+        "where its model fits on them; or add a host for x with 5 free GPUs"
     )
     named = only(fleet([service("x", {"count": 1, "name": "B200"})], {"a": facts("a")}))
-    assert named.remedy == "add a host with 1 free GPU named 'B200' for x"
+    assert named.remedy == "add a host for x with 1 free GPU named 'B200'"
 
 
 def test_without_a_solver_it_says_how_to_have_one() -> None:
