@@ -111,7 +111,8 @@ def test_one_host_hides_no_other_and_who_is_not_there_is_named(hub: Hub, tmp_pat
             hosts |= json.loads(box.inventory([box.service("chat")]).read_text())["gpu_hosts"]["hosts"]
         hosts["gpu-03"] = {**hosts["gpu-01"], "ansible_connection": "ssh", "ansible_host": "127.0.0.1",
                            "ansible_port": free_port()}  # fmt: skip
-        hosts["gpu-04"] = {**hosts["gpu-01"], "vllm_runtime": "kubernetes"}
+        hosts["gpu-04"] = {**hosts["gpu-01"], "vllm_runtime": "kubernetes", "vllm_root": str(tmp_path / "other")}
+        hosts["gpu-05"] = {**hosts["gpu-01"], "ansible_python_interpreter": "/nowhere/python"}
         inventory, path = tmp_path / "hosts.json", tmp_path / "preflight.json"
         variables = {"vllm_preflight_path": str(path), "vllm_report_path": ""}
         inventory.write_text(json.dumps({"gpu_hosts": {"hosts": hosts, "vars": variables}}))
@@ -119,15 +120,17 @@ def test_one_host_hides_no_other_and_who_is_not_there_is_named(hub: Hub, tmp_pat
         assert run.rc == 2
         document = json.loads(path.read_text())
         assert {name: host["ok"] for name, host in document["hosts"].items()} == {
-            "gpu-01": True, "gpu-02": False, "gpu-03": False, "gpu-04": False
+            "gpu-01": True, "gpu-02": False, "gpu-03": False, "gpu-04": False, "gpu-05": False
         }  # fmt: skip
         assert document["hosts"]["gpu-03"]["unreachable"]
-        assert "vllm_runtime" in document["hosts"]["gpu-04"]["failure"]
+        assert codes(document, "error", "gpu-04") == ["plan.bad_setting"]
+        assert "set ansible_python_interpreter" in document["hosts"]["gpu-05"]["failure"]
         assert {name: host["failed"] for name, host in run.recap.items() if name != "localhost"} == {
-            "gpu-01": 0, "gpu-02": 1, "gpu-03": 1, "gpu-04": 1
+            "gpu-01": 0, "gpu-02": 1, "gpu-03": 1, "gpu-04": 1, "gpu-05": 1
         }  # fmt: skip
-        assert "gpu-03\n  UNREACHABLE: " in run.output
-        assert "gpu-04\n  NOT CHECKED: " in run.output
+        assert "gpu-03\n  UNREACHABLE: the host cannot be reached\n    seen:     " in run.output
+        assert "gpu-05\n  NOT CHECKED: The module interpreter '/nowhere/python' was not found\n" in run.output
+        assert "plan.bad_setting (1 error). The table above says why" in run.output
         # A deploy leaves the host with the error as it was, and goes on with the one that is well.
         good.give_supervisor()
         run = play("deploy", inventory, "--limit", "gpu-01,gpu-02")
