@@ -89,10 +89,9 @@ class Shortfalls:
 
     def _finding(self, want: Want) -> Finding:
         lacking = self.placement.unplaced[want.service]
-        replicas = "1 replica has" if lacking == 1 else f"{lacking} replicas have"
-        seen = (
-            f"{replicas} no host" if want.replicas == lacking else f"{lacking} of {want.replicas} replicas have no host"
-        )
+        have = "has" if lacking == 1 else "have"
+        whose = f"{lacking} of {want.replicas} replicas" if lacking != want.replicas else plural(lacking, "replica")
+        seen = f"{whose} {have} no host"
         if not want.shapes:
             unsized = want.unsized or Unsized("the number of GPUs is not known", f"set gpus: of {want.service}")
             expected = "a model whose size is known, or a number of GPUs"

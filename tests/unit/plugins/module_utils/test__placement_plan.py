@@ -506,7 +506,7 @@ def test_what_no_host_has_joined() -> None:
 def test_replicas_ports_and_hosts_that_are_too_few() -> None:
     hosts = {"a": facts("a"), "b": facts("b")}
     finding = only(fleet([service("x", replicas=3)], hosts))
-    assert finding.seen.startswith("1 of 3 replicas have no host; every host that it may have runs one already")
+    assert finding.seen.startswith("1 of 3 replicas has no host; every host that it may have runs one already")
     assert "replicas: 2 for x" in finding.remedy
     own = [{"name": "own", "model": "a/b", "gpus": [0], "port": 9000}]
     finding = only(fleet([service("x", port=9000)], {"a": Known(facts("a"), own)}))
