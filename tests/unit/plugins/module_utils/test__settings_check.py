@@ -5,11 +5,19 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 import pytest
-from ansible_collections.gpufleet.vllm.plugins.action.vllm_plan import ROLES, SETTINGS
+import yaml
 from ansible_collections.gpufleet.vllm.plugins.module_utils import _settings_check as check
 
+ROLES = Path(__file__).parents[4] / "roles"
+SETTINGS = check.settings_of(
+    {
+        path.parents[1].name: yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in ROLES.glob("*/meta/argument_specs.yml")
+    }
+)
 SERVICE = [{"name": "a", "model": "x/a"}]
 DEFAULTS = {name: setting.option.get("default") for name, setting in SETTINGS.items()}
 
