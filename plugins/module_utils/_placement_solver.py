@@ -317,6 +317,8 @@ class _Problem:
         # All that packing is about is in the linear relaxation.
         solver.parameters.linearization_level = 2
         solver.parameters.max_deterministic_time = limit
+        # It would take SIGINT, and leave it so that Ctrl-C kills the process at once.
+        solver.parameters.catch_sigint_signal = False
         return solver, solver.solve(self.model)
 
     def _read(self, solver: t.Any) -> list[Assignment]:

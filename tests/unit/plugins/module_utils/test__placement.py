@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import random
+import signal
 import typing as t
 from dataclasses import replace
 
@@ -329,6 +331,16 @@ def test_the_solver_proves_that_there_is_no_packing() -> None:
     refused = place(hosts, wants)
     assert (sum(refused.unplaced.values()), refused.search) == (1, "impossible")
     assert place(hosts, wants, solve=no_solver).search == "missing"
+
+
+def test_the_solver_leaves_the_handlers_of_signals_as_they_are() -> None:
+    libc = ctypes.CDLL(None)
+    before, after = (ctypes.create_string_buffer(256) for _number in range(2))
+    libc.sigaction(signal.SIGINT, None, before)
+    one = want("a")
+    assert _placement_solver.solve(Board([host("one")]).states, [(one, 1)], []) is not None
+    libc.sigaction(signal.SIGINT, None, after)
+    assert after.raw == before.raw, "OR-Tools took SIGINT, and Python does not know"
 
 
 def test_no_solver_is_asked_where_counting_is_enough() -> None:
