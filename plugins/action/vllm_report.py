@@ -15,6 +15,7 @@ from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import all_well, as_parts, document
+from ansible_collections.gpufleet.vllm.plugins.module_utils._summary_artifacts import foreseen
 
 display = Display()
 
@@ -43,6 +44,8 @@ class ActionModule(ActionBase):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         _validated, options = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         hosts = {**options["hosts"], **{name: {"unreachable": True} for name in options["lost"]}}
+        if self._task.check_mode:
+            hosts = foreseen(hosts)
         well = all_well(hosts)
         parts = as_parts(
             options["title"], hosts, options["following"], options["layout"], max(NARROWEST, COLUMNS), options["notes"]

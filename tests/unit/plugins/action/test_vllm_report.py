@@ -48,9 +48,10 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     return made
 
 
-def run(**arguments: t.Any) -> dict[str, t.Any]:
+def run(check_mode: bool = False, **arguments: t.Any) -> dict[str, t.Any]:
     loader = DataLoader()
     task = Task()
+    task.check_mode = check_mode
     task.action = "gpufleet.vllm.vllm_report"
     task.args = arguments
     action = vllm_report.ActionModule(
@@ -70,6 +71,22 @@ def test_all_is_well(screen: Screen) -> None:
     assert screen.text.startswith("\nDeployed: 1 host, 1 service: it answers\n\ngpu-01")
     assert screen.text.rstrip().endswith("Next\n  stop it  make stop")
     assert [colour for text, colour in screen.shown if text] == ["green", None, None]
+
+
+def test_check_mode_tells_what_is_to_be_fetched(screen: Screen) -> None:
+    artifact = {"model": "acme/m", "path": "/m", "bytes_total": 2_000_000, "bytes_fetched": 1_000_000, "ok": True}
+    hosts = {"gpu-01": {"services": [], "artifacts": [artifact, {**artifact, "ok": False, "bytes_fetched": 0}]}}
+    service = {**GOOD["services"][0], "artifact": artifact}
+    run(check_mode=True, title="Would fetch", hosts=hosts)
+    assert "1 host, 2 artifacts: 1 of 2 cannot be had, 1.0 MB to fetch" in screen.text
+    assert "acme/m  2.0 MB, 1.0 MB to fetch" in screen.text
+    run(check_mode=True, title="Would fetch", hosts=hosts, layout="table")
+    assert "to fetch" in screen.text.split("host ")[1].splitlines()[0]
+    run(check_mode=True, title="Would deploy", hosts={"gpu-01": {"services": [service]}})
+    assert "2.0 MB, 1.0 MB to fetch" in screen.text.split("Would deploy")[1]
+    assert "fetched" not in screen.text
+    run(title="Fetched", hosts=hosts)
+    assert "1 of 2 complete, 1.0 MB fetched" in screen.text
 
 
 def test_one_host_failed(screen: Screen) -> None:
