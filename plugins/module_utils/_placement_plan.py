@@ -122,7 +122,7 @@ def place_fleet(
     told = {finding.service for finding in errors(findings)}
     findings += Shortfalls(hosts, wants, unseen, placement).findings(told) if placement.unplaced else []
     placed = [want for want in wants if want.replicas and want.service not in placement.unplaced]
-    findings += [_unsized(want) for want in placed if want.unsized]
+    findings += [_unsized(want.service, want.unsized) for want in placed if want.unsized]
     findings += _moves(hosts, wants, placement)
     findings += _unread(unread) if unread else []
     findings += _missing(absent, placement, missing)
@@ -218,11 +218,10 @@ def _unread(why: str) -> list[Finding]:
     return [Finding("plan.models_unread", WARNING, seen, expected, remedy)]
 
 
-def _unsized(want: Want) -> Finding:
+def _unsized(service: str, unsized: Unsized) -> Finding:
     """Of a service that goes on all the same."""
-    unsized = t.cast("Unsized", want.unsized)
     expected = "a model whose size is known"
-    return Finding("plan.model_unknown", WARNING, unsized.seen, expected, unsized.remedy, want.service)
+    return Finding("plan.model_unknown", WARNING, unsized.seen, expected, unsized.remedy, service)
 
 
 def _differing(known: t.Mapping[str, Known]) -> list[Finding]:
