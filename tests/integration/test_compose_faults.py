@@ -45,11 +45,11 @@ class Failed:
     containers: dict[str, dict[str, str]]
 
     def of(self, host: str) -> str:
-        """What the summary says of one host."""
+        """What the summary says of one host, in one line: where it breaks depends on how long words are."""
         summary = self.output.rsplit("Show the summary]", 1)[1].split("TASK [", 1)[0]
         blocks = [block for block in summary.split("\n\n") if block.startswith(host)]
         assert blocks, summary
-        return blocks[0]
+        return " ".join(blocks[0].split())
 
 
 def services(**changes: t.Any) -> list[dict[str, t.Any]]:
