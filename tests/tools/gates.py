@@ -161,7 +161,7 @@ def all_gates() -> list[Gate]:
             "integration-lab",
             "integration tests on emulated hosts",
             (*pytest, "-m", "lab", "tests/integration"),
-            limit=2700,
+            limit=3600,
             uses=(LAB,),
         ),
         *(
@@ -178,7 +178,7 @@ def all_gates() -> list[Gate]:
             "integration tests",
             # Which tests share a worker, tests/integration/conftest.py says.
             (*pytest, "-m", "not lab", "-n", "2", "--dist", "loadfile", "tests/integration"),
-            limit=2700,
+            limit=3600,
         ),
     ]
 
