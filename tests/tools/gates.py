@@ -157,6 +157,14 @@ def all_gates() -> list[Gate]:
         Gate("contents", "the tarball holds what it should", _python(tarball, "check"), uses=("tarball",)),
         Gate("install", "the tarball installs and is usable", _python(tarball, "install"), uses=("tarball",)),
         Gate("galaxy", "galaxy-importer accepts it", _python(tarball, "galaxy"), uses=("tarball",)),
+        # The longest comes first: what follows it goes on beside it.
+        Gate(
+            "integration",
+            "integration tests",
+            # Which tests share a worker, tests/integration/conftest.py says.
+            (*pytest, "-m", "not lab", "-n", "2", "--dist", "loadfile", "tests/integration"),
+            limit=3600,
+        ),
         Gate(
             "integration-lab",
             "integration tests on emulated hosts",
@@ -172,13 +180,6 @@ def all_gates() -> list[Gate]:
                 shares=(LAB,),
             )
             for name in scenarios()
-        ),
-        Gate(
-            "integration",
-            "integration tests",
-            # Which tests share a worker, tests/integration/conftest.py says.
-            (*pytest, "-m", "not lab", "-n", "2", "--dist", "loadfile", "tests/integration"),
-            limit=3600,
         ),
     ]
 
