@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sys
 import typing as t
@@ -13,7 +11,6 @@ from datetime import UTC, datetime
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_map import ASCII, UTF8, Charset
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_report import (
     WIDTH,
@@ -23,7 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_report import 
     stopped,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils._plan_view import without_values
-from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils._report_file import written
 
 display = Display()
 
@@ -74,19 +71,6 @@ class ActionModule(ActionBase):
             plans = {name: without_values(plan) for name, plan in options["plans"].items() if plan}
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             data = document(options["title"], views, plans, finished, placement)
-            self._write(os.path.abspath(options["path"]), data, result)
-        return result
-
-    @staticmethod
-    def _write(path: str, data: dict[str, t.Any], result: dict[str, t.Any]) -> None:
-        try:
             # A command line may hold a secret by mistake.
-            write_file(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o600)
-        except OSError as exc:
-            error = FleetError(
-                "plan.not_written",
-                f"the plan could not be written to {path}: {exc.strerror}",
-                "a file that the controller's user may write, in a directory that is there",
-                f"mkdir -p {os.path.dirname(path)}, set vllm_plan_path to another file, or leave it empty",
-            )
-            result.update(failed=True, msg=str(error), **error.as_result())
+            result.update(written(options["path"], data, "plan", "plan", 0o600))
+        return result

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import typing as t
@@ -13,13 +11,12 @@ from datetime import UTC, datetime
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils._lines import in_brief
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight import Context
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_report import FAIL_ON, fleet_report
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_rules import fleet_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils._preflight_view import notes, table
-from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils._report_file import written
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import LOST, lost_connection, unreachable_text
 
 display = Display()
@@ -69,7 +66,8 @@ class ActionModule(ActionBase):
         result["brief"] = briefly(found)
         if options["path"]:
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            result.update(_written(options["path"], {**found, "title": options["title"], "finished": finished}))
+            data = {**found, "title": options["title"], "finished": finished}
+            result.update(written(options["path"], data, "preflight"))
         return result
 
 
@@ -105,18 +103,3 @@ def _nothing_to_say(found: dict[str, t.Any]) -> bool:
     counts = found["counts"]
     said = counts["errors"] or counts["warnings"] or counts["infos"] or found["skipped"]
     return bool(found["ok"] and not said)
-
-
-def _written(wanted: str, document: dict[str, t.Any]) -> dict[str, t.Any]:
-    path = os.path.abspath(wanted)
-    try:
-        write_file(path, json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
-    except OSError as exc:
-        error = FleetError(
-            "preflight.not_written",
-            f"the report could not be written to {path}: {exc.strerror}",
-            "a file that the controller's user may write, in a directory that is there",
-            f"mkdir -p {os.path.dirname(path)}, set vllm_preflight_path to another file, or leave it empty",
-        )
-        return {"failed": True, "msg": str(error), **error.as_result()}
-    return {}

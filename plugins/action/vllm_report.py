@@ -4,16 +4,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import typing as t
 from datetime import UTC, datetime
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.gpufleet.vllm.plugins.module_utils._errors import FleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils._stack import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils._report_file import written
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary import all_well, as_parts, document
 from ansible_collections.gpufleet.vllm.plugins.module_utils._summary_artifacts import foreseen
 
@@ -56,17 +53,7 @@ class ActionModule(ActionBase):
             display.display(text, color=colour)
         result.update(changed=False, ok=well)
         if options["path"]:
-            path = os.path.abspath(options["path"])
             finished = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             data = document(options["title"], hosts, finished, options["notes"])
-            try:
-                write_file(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", 0o644)
-            except OSError as exc:
-                error = FleetError(
-                    "report.not_written",
-                    f"the report could not be written to {path}: {exc.strerror}",
-                    "a file that the controller's user may write, in a directory that is there",
-                    f"mkdir -p {os.path.dirname(path)}, set vllm_report_path to another file, or leave it empty",
-                )
-                result.update(failed=True, msg=str(error), **error.as_result())
+            result.update(written(options["path"], data, "report"))
         return result
